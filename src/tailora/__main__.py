@@ -1,0 +1,7 @@
+"""``python -m tailora``."""
+
+from __future__ import annotations
+
+from tailora.cli import main
+
+main()

@@ -1,0 +1,34 @@
+"""Allocators: pure functions from a profile's signals to marginal gains, one file each, one line each below."""
+
+from __future__ import annotations
+
+from tailora.allocation.allocate import allocate, rank_limits, unit_costs
+from tailora.allocation.explicit import explicit, explicit_ranks
+from tailora.allocation.problem import Allocator, Problem
+from tailora.allocation.proportional import faithful_proportional, proportional
+from tailora.allocation.random_rank import random_rank
+from tailora.allocation.spectral import spectral
+from tailora.allocation.uniform import uniform
+from tailora.registry import Registry
+
+ALLOCATORS: Registry[Allocator] = Registry("allocator")
+
+ALLOCATORS.add("uniform", Allocator(uniform), summary="the same rank on every target", citation="Hu et al. 2021, arXiv 2106.09685")
+ALLOCATORS.add("random", Allocator(random_rank), summary="ranks in proportion to random scores, a control")
+ALLOCATORS.add(
+    "proportional",
+    Allocator(proportional, faithful_proportional, ("fisher",), ("signal", "per_element", "faithful_r_min")),
+    summary="ranks in proportion to a score per target (FIM-LoRA: Fisher information)",
+    citation="FIM-LoRA: Kernel-ML/fim-lora-experiments, 2026",
+)
+ALLOCATORS.add(
+    "spectral",
+    Allocator(spectral, needs=("gradient_spectrum",), options=("signal",)),
+    summary="gain of the k-th rank = k-th squared singular value of the calibration gradient",
+    citation="Tailora; Eckart and Young 1936",
+)
+ALLOCATORS.add(
+    "explicit", Allocator(explicit, explicit_ranks, options=("ranks",)), summary="ranks written down in a file or mapping"
+)
+
+__all__ = ["ALLOCATORS", "Allocator", "Problem", "allocate", "rank_limits", "unit_costs"]

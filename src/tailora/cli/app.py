@@ -1,0 +1,77 @@
+"""The command line's entry: which commands there are, and how an error leaves it."""
+
+from __future__ import annotations
+
+import sys
+import warnings
+from typing import Annotated
+
+import typer
+
+from tailora._version import __version__
+from tailora.cli import adapters, planning, runs, showing
+from tailora.errors import TailoraError
+
+app = typer.Typer(
+    name="tailora",
+    help="LoRA, cut to fit: where LoRA goes, how much rank each matrix gets, under an exact parameter budget.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+
+def _version(wanted: bool) -> None:
+    """Print the version and leave."""
+    if wanted:
+        typer.echo(f"tailora {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version and exit.")
+    ] = False,
+    debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")] = False,
+) -> None:
+    """Hold the options that every command shares."""
+    if not debug:
+        # Libraries warn about their own next versions; what matters to the user comes as an error or a result.
+        warnings.filterwarnings("ignore", category=FutureWarning)
+        warnings.filterwarnings("ignore", category=DeprecationWarning)
+
+
+app.command("demo")(runs.demo)
+app.command("inspect")(showing.inspect)
+app.command("profile")(planning.profile)
+app.command("plan")(planning.plan)
+app.command("train")(runs.train)
+app.command("eval")(adapters.evaluate)
+app.command("report")(runs.report)
+app.command("recipes")(showing.recipes)
+app.command("env")(showing.environment)
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Run the command line and exit.
+
+    Exit status 0 is success, 2 the user's input, 1 everything else; a traceback appears only with ``--debug``.
+
+    Args:
+        arguments: Instead of ``sys.argv``.
+    """
+    given = sys.argv[1:] if arguments is None else arguments
+    try:
+        app(given, prog_name="tailora")
+    except TailoraError as error:
+        if "--debug" in given:
+            raise
+        print(f"tailora: {error}", file=sys.stderr)
+        sys.exit(error.exit_code)
+    except BrokenPipeError:
+        # The reader of our output has gone, as in `tailora inspect ... | head`.
+        sys.stderr.close()
+        sys.exit(0)

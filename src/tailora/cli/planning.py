@@ -1,0 +1,174 @@
+"""``tailora profile`` and ``tailora plan``: measure once, plan as often as you like."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from tailora.cli.output import out, print_json, progress_bar, say
+from tailora.cli.showing import Json, Model, TrustCode
+from tailora.errors import UserError
+
+DEFAULT_SIGNALS = "fisher,gradient_spectrum"
+
+
+def profile(
+    model: Model,
+    data: Annotated[str, typer.Option("--data", "-d", help="Training data: a file or a hub id.")],
+    output: Annotated[Path, typer.Option("--output", "-o", help="Folder for the profile.")],
+    kind: Annotated[str, typer.Option("--task", help="text-classification or causal-lm.")] = "causal-lm",
+    text: Annotated[str, typer.Option(help="Column of the text (a number where the file has no header).")] = "text",
+    text_pair: Annotated[str | None, typer.Option(help="Column of a second text.")] = None,
+    label: Annotated[str, typer.Option(help="Column of the class.")] = "label",
+    header: Annotated[bool, typer.Option(help="Whether csv and tsv files start with column names.")] = True,
+    max_length: Annotated[int, typer.Option(help="Longest sequence in tokens.")] = 128,
+    examples: Annotated[int, typer.Option(help="Calibration examples.")] = 64,
+    batch_size: Annotated[int, typer.Option(help="Examples per pass.")] = 8,
+    signals: Annotated[str, typer.Option(help="Signals to measure, joined by commas.")] = DEFAULT_SIGNALS,
+    placement: Annotated[str, typer.Option("--placement", "-p", help="Targets to measure.")] = "all-linear",
+    seed: Annotated[int, typer.Option(help="Which examples, and the state of a new head.")] = 0,
+    trust_remote_code: TrustCode = False,
+    json: Json = False,
+) -> None:
+    """Measure a model's signals in one pass over calibration data."""
+    from tailora.config import parse_config
+    from tailora.profiles import Profile
+    from tailora.runs import measure
+    from tailora.signals import SIGNALS
+
+    names = tuple(name.strip() for name in signals.split(",") if name.strip())
+    for name in names:
+        SIGNALS.entry(name)
+    task: dict[str, Any] = {"kind": kind, "train": data, "max_length": max_length, "header": header}
+    task |= {"text": _column(text), "label": _column(label)}
+    task |= {"text_pair": _column(text_pair)} if text_pair is not None else {}
+    config = parse_config(
+        {
+            "model": model,
+            "trust_remote_code": trust_remote_code,
+            "task": task,
+            "placement": placement,
+            "calibration": {"examples": examples, "batch_size": batch_size, "seed": seed},
+        }
+    )
+    with progress_bar("profiling", examples) as advance:
+        found: Profile = measure(config, signals=names, progress=advance)
+    found.save(output)
+    if json:
+        print_json({"profile": str(output), "hash": found.hash, "meta": dict(found.meta)})
+        return
+    meta = found.meta
+    print(
+        f"{output}: {', '.join(found.signals)} of {len(found.targets)} targets from {meta['examples']} examples "
+        f"(mean loss {meta['mean_loss']:.4f}) in {meta['seconds']:.1f} s"
+    )
+    if meta["one_by_one"]:
+        say(f"tailora: examples were taken one at a time: {meta['one_by_one']}")
+
+
+def _column(name: str) -> str | int:
+    """Return a column's number where the user wrote one."""
+    return int(name) if name.isdigit() else name
+
+
+def plan(
+    profile: Annotated[Path | None, typer.Option("--profile", help="A saved profile.")] = None,
+    model: Annotated[str | None, typer.Option("--model", "-m", help="Instead: a model, for recipes without data.")] = None,
+    recipe: Annotated[str, typer.Option("--recipe", "-r", help="Recipe name or YAML file.")] = "lora",
+    budget: Annotated[str | None, typer.Option("--budget", "-b", help="r=8, 2.4M, 0.5%, 12MB or a number.")] = None,
+    placement: Annotated[str, typer.Option("--placement", "-p", help="Candidate targets.")] = "all-linear",
+    output: Annotated[Path | None, typer.Option("--output", "-o", help="Write the plan here as JSON.")] = None,
+    r_min: Annotated[int | None, typer.Option(help="Rank every target gets at least.")] = None,
+    r_max: Annotated[str | None, typer.Option(help="Largest rank: 16, or 4x the uniform rank.")] = None,
+    multiple: Annotated[int | None, typer.Option(help="Ranks are multiples of this.")] = None,
+    signal: Annotated[str | None, typer.Option(help="Signal the allocator reads.")] = None,
+    ranks: Annotated[Path | None, typer.Option(help="Ranks file, for the recipe 'explicit'.")] = None,
+    seed: Annotated[int, typer.Option(help="For allocators that draw at random.")] = 0,
+    diff: Annotated[tuple[Path, Path] | None, typer.Option(help="Compare two saved plans and stop.")] = None,
+    trust_remote_code: TrustCode = False,
+    json: Json = False,
+) -> None:
+    """Decide rank and alpha per target under a budget, or compare two plans (--diff A B)."""
+    if diff is not None:
+        _show_diff(*diff, json=json)
+        return
+    from tailora.plans import plan as make_plan
+
+    overrides: dict[str, Any] = {"r_min": r_min, "r_max": r_max, "multiple": multiple, "signal": signal}
+    overrides = {key: value for key, value in overrides.items() if value is not None}
+    if ranks is not None:
+        overrides["ranks"] = str(ranks)
+    source = _source(profile, model, trust_remote_code=trust_remote_code)
+    made = make_plan(source, recipe, budget, placement, seed=seed, **overrides)
+    if output is not None:
+        made.save(output)
+        say(f"tailora: plan {made.hash[:12]} written to {output}")
+    if json:
+        print_json(made.to_dict())
+        return
+    _show(made)
+
+
+def _source(profile: Path | None, model: str | None, *, trust_remote_code: bool) -> Any:
+    """Return what to plan from."""
+    if (profile is None) == (model is None):
+        raise UserError("give either --profile (a folder made by 'tailora profile') or --model, not both and not neither")
+    if profile is not None:
+        from tailora.profiles import Profile
+
+        return Profile.load(profile)
+    from tailora.architecture import load_architecture
+
+    return load_architecture(str(model), trust_remote_code=trust_remote_code)
+
+
+def _show(made: Any) -> None:
+    """Print a plan's summary and heat map."""
+    from tailora.report.terminal import rank_heat_map
+
+    console = out()
+    console.print(rank_heat_map(made.to_dict()))
+    ranks = [rank for rank in made.ranks.values() if rank]
+    share = f", {made.total_params / made.model_params:.3%} of the model" if made.model_params else ""
+    asked = made.provenance["asked_params"]
+    over = "" if asked == made.budget_params else f" (the published rule; {asked:,} were asked)"
+    console.print(
+        f"{made.recipe.name}: {made.total_params:,} of {made.budget_params:,} parameters{over}{share}; ranks "
+        f"{min(ranks)} to {max(ranks)} on {len(ranks)} of {len(made.ranks)} targets; plan {made.hash[:12]}",
+        soft_wrap=True,
+    )
+
+
+def _show_diff(first: Path, second: Path, *, json: bool) -> None:
+    """Print the targets whose ranks differ between two plans."""
+    from rich import box
+    from rich.table import Table
+
+    from tailora.plans import Plan
+
+    one, two = Plan.load(first), Plan.load(second)
+    changes = one.diff(two)
+    if json:
+        print_json(
+            {
+                "plans": [{"file": str(f), "hash": p.hash, "total_params": p.total_params} for f, p in ((first, one), (second, two))],
+                "changes": [{"target": name, "ranks": [mine, theirs]} for name, mine, theirs in changes],
+            }
+        )
+        return
+    console = out()
+    if not changes:
+        console.print(f"no rank differs; {one.total_params:,} parameters both", soft_wrap=True)
+        return
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    table.add_column("target", overflow="fold")
+    for title in (one.recipe.name, two.recipe.name, "change"):
+        table.add_column(title, justify="right")
+    for name, mine, theirs in changes:
+        table.add_row(name, str(mine), str(theirs), f"{theirs - mine:+d}")
+    console.print(table)
+    console.print(
+        f"{len(changes)} targets differ; {one.total_params:,} against {two.total_params:,} parameters", soft_wrap=True
+    )

@@ -1,0 +1,62 @@
+"""Short, stable marks of models and data, so that results say what they were measured on."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from tailora.artifacts import canonical_json
+
+_SAMPLED = 64
+
+
+def model_fingerprint(model: nn.Module) -> str:
+    """Return a SHA-256 (hex) of a model's architecture and a sample of its weights.
+
+    Every parameter's name, shape and dtype counts, and up to 64 evenly spaced values of it: cheap even for large
+    models, and two different checkpoints of one architecture do not share it.
+
+    Args:
+        model: The model; parameters on the meta device count by shape alone.
+
+    Returns:
+        64 hexadecimal digits.
+    """
+    digest = hashlib.sha256(type(model).__name__.encode())
+    for name, parameter in model.named_parameters():
+        digest.update(canonical_json([name, list(parameter.shape), str(parameter.dtype)]).encode())
+        if parameter.device.type == "meta" or not parameter.numel():
+            continue
+        flat = parameter.detach().reshape(-1)
+        places = torch.linspace(0, flat.numel() - 1, min(_SAMPLED, flat.numel()), dtype=torch.float64).long()
+        sample = flat[places.to(flat.device)]
+        sample = sample.double() if sample.is_floating_point() else sample.long()
+        digest.update(sample.cpu().numpy().tobytes())
+    return digest.hexdigest()
+
+
+class DataFingerprint:
+    """A running SHA-256 over calibration batches."""
+
+    def __init__(self) -> None:
+        """Start empty."""
+        self._digest = hashlib.sha256()
+
+    def update(self, batch: Mapping[str, Any]) -> None:
+        """Take in one batch: names, shapes, dtypes and contents of its tensors, other values by their text."""
+        for key in sorted(batch):
+            value = batch[key]
+            if isinstance(value, Tensor):
+                host = value.detach().cpu().contiguous()
+                self._digest.update(canonical_json([key, list(host.shape), str(host.dtype)]).encode())
+                self._digest.update(host.reshape(-1).view(torch.uint8).numpy().tobytes() if host.numel() else b"")
+            else:
+                self._digest.update(f"{key}={value!r}".encode())
+
+    def hexdigest(self) -> str:
+        """Return 64 hexadecimal digits."""
+        return self._digest.hexdigest()

@@ -1,0 +1,237 @@
+"""Profiles: all signals of one model on one data set, measured in one pass, saved and reused."""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from tailora._version import __version__
+from tailora.artifacts import canonical_json, read_json, write_json
+from tailora.errors import PlanMismatchError, UserError
+from tailora.placement import select
+from tailora.targets import Target, find_targets
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from tailora.signals.losses import Loss
+
+FORMAT = "tailora-profile/1"
+
+
+@dataclass(frozen=True)
+class Profile:
+    """Signals per target.
+
+    Attributes:
+        targets: What was measured, in the model's order.
+        signals: Signal name to float64 array, first axis in target order; ``fisher`` is the trace per target
+            ``[n_targets]``, ``gradient_spectrum`` singular values ``[n_targets, k]``.
+        meta: How it was measured: model and data fingerprints, loss, reduction, examples, versions, seconds.
+    """
+
+    targets: tuple[Target, ...]
+    signals: Mapping[str, np.ndarray]
+    meta: Mapping[str, Any] = field(default_factory=dict)
+
+    @functools.cached_property
+    def hash(self) -> str:
+        """SHA-256 over targets, signal values and what they were measured on (not how long it took)."""
+        kept = {key: value for key, value in self.meta.items() if key not in ("seconds", "versions")}
+        digest = hashlib.sha256(canonical_json([[t.to_dict() for t in self.targets], kept]).encode())
+        for name in sorted(self.signals):
+            values = np.ascontiguousarray(self.signals[name], dtype=np.float64)
+            digest.update(canonical_json([name, list(values.shape)]).encode())
+            digest.update(values.tobytes())
+        return digest.hexdigest()
+
+    def scalar(self, name: str) -> dict[str, float]:
+        """Return one number per target, for figures.
+
+        Args:
+            name: A signal of this profile.
+
+        Returns:
+            Target name to value; of a spectrum, its energy (sum of squares).
+
+        Raises:
+            UserError: The profile does not hold the signal.
+        """
+        if name not in self.signals:
+            raise UserError(f"the profile holds {', '.join(self.signals) or 'no signal'}, not {name!r}; profile again")
+        values = np.asarray(self.signals[name], dtype=np.float64)
+        values = values if values.ndim == 1 else (values.reshape(len(values), -1) ** 2).sum(axis=1)
+        return {target.name: float(value) for target, value in zip(self.targets, values, strict=True)}
+
+    def check(self, model: nn.Module) -> None:
+        """Refuse a model that this profile was not measured on.
+
+        Args:
+            model: The model.
+
+        Raises:
+            PlanMismatchError: Its targets or weights differ.
+        """
+        from tailora.fingerprints import model_fingerprint
+
+        theirs = {target.name: target for target in find_targets(model)}
+        for mine in self.targets:
+            if theirs.get(mine.name) != mine:
+                raise PlanMismatchError(
+                    f"the profile's target {mine.name!r} {list(mine.shape)} is not in this model as it was; profile again"
+                )
+        if self.meta.get("model") != model_fingerprint(model):
+            raise PlanMismatchError("the model's weights are not those the profile was measured on; profile again")
+
+    def save(self, folder: str | Path) -> Path:
+        """Write ``profile.safetensors`` and, last, ``profile.json``.
+
+        Args:
+            folder: Where to; made if missing.
+
+        Returns:
+            The folder.
+        """
+        from safetensors.numpy import save
+
+        folder = Path(folder)
+        folder.mkdir(parents=True, exist_ok=True)
+        arrays = {name: np.ascontiguousarray(values, dtype=np.float64) for name, values in self.signals.items()}
+        temporary = folder / ".profile.safetensors.tmp"
+        temporary.write_bytes(save(arrays))
+        temporary.replace(folder / "profile.safetensors")
+        # The JSON comes last and holds the hash, so a folder cut off in between cannot be taken for a profile.
+        write_json(
+            folder / "profile.json",
+            {
+                "format": FORMAT,
+                "hash": self.hash,
+                "meta": dict(self.meta),
+                "signals": {name: list(np.shape(values)) for name, values in self.signals.items()},
+                "targets": [target.to_dict() for target in self.targets],
+            },
+        )
+        return folder
+
+    @classmethod
+    def load(cls, folder: str | Path) -> Profile:
+        """Read a saved profile and verify its hash.
+
+        Args:
+            folder: The folder ``save`` wrote.
+
+        Returns:
+            The profile.
+
+        Raises:
+            UserError: It is missing, no profile, or damaged.
+        """
+        from safetensors import SafetensorError
+        from safetensors.numpy import load_file
+
+        folder = Path(folder)
+        if not (folder / "profile.json").is_file():
+            raise UserError(f"{str(folder)!r} holds no profile (profile.json is missing); make one with 'tailora profile'")
+        data = read_json(folder / "profile.json", "profile")
+        if not isinstance(data, Mapping) or data.get("format") != FORMAT:
+            raise UserError(f"{str(folder / 'profile.json')!r} is not a profile of format {FORMAT!r}; profile again")
+        try:
+            arrays = load_file(folder / "profile.safetensors")
+            profile = cls(
+                targets=tuple(Target.from_dict(entry) for entry in data["targets"]),
+                signals={name: arrays[name] for name in data["signals"]},
+                meta=data["meta"],
+            )
+        except (OSError, SafetensorError, KeyError, TypeError, ValueError) as error:
+            raise UserError(f"the profile in {str(folder)!r} is damaged ({error}); profile again") from None
+        if profile.hash != data.get("hash"):
+            raise UserError(f"the profile in {str(folder)!r} was changed after it was made; profile again")
+        return profile
+
+
+def profile(
+    model: nn.Module,
+    batches: Iterable[Mapping[str, Any]],
+    signals: Sequence[str] = ("fisher", "gradient_spectrum"),
+    *,
+    placement: str = "all-linear",
+    targets: Sequence[Target] | None = None,
+    loss: str | Loss = "auto",
+    check: bool = True,
+    seed: int = 0,
+    progress: Callable[[int], None] | None = None,
+) -> Profile:
+    """Measure signals in one pass over calibration batches.
+
+    The base model may be frozen or not and needs no adapter; its state, random state, training mode and
+    ``requires_grad`` flags are afterwards as before, also after an error.  Dropout is off.  The Fisher is the mean over
+    *examples* of the squared gradient of each example's own loss.  Where whole batches would not be exact (flattened,
+    shared or expert-routed inputs) examples are taken one at a time, and ``meta["one_by_one"]`` says why.
+
+    Args:
+        model: A transformers model, or any module whose outputs have ``logits``.
+        batches: Dicts of tensors the model is called with, labels included.
+        signals: Names of registered signals.
+        placement: Which targets to measure.
+        targets: The targets themselves, instead of a placement.
+        loss: ``auto`` (each example's mean over its own tokens; checked against the model's own loss), ``causal-lm``,
+            ``token``, ``classification``, ``regression``, or a callable from outputs and batch to ``[n_examples]``.
+        check: Compare two examples of the first batch with their gradients taken alone.
+        seed: For signals that draw at random.
+        progress: Called with the number of examples seen so far.
+
+    Returns:
+        The profile.
+
+    Raises:
+        UserError: An unknown signal, no batches, or batches without labels.
+        ProfileError: A gradient is not finite or the loss is not the model's.
+    """
+    import torch
+
+    from tailora.fingerprints import DataFingerprint, model_fingerprint
+    from tailora.signals.collect import collect
+
+    if isinstance(signals, str):
+        raise UserError(f"signals must be a list of names such as ({signals!r},), not one text")
+    if not signals:
+        raise UserError("signals is empty; name at least one, such as 'fisher'")
+    chosen = tuple(select(find_targets(model), placement) if targets is None else targets)
+    data = DataFingerprint()
+
+    def seen() -> Iterator[Mapping[str, Any]]:
+        for batch in batches:
+            data.update(batch)
+            yield batch
+
+    started = time.perf_counter()
+    found = collect(model, chosen, seen(), signals, loss=loss, check=check, seed=seed, progress=progress)
+    config = getattr(model, "config", None)
+    meta = {
+        "model": model_fingerprint(model),
+        "model_class": type(model).__name__,
+        "model_type": getattr(config, "model_type", None),
+        "model_params": sum(parameter.numel() for parameter in model.parameters()),
+        "dtype": str(next(model.parameters()).dtype).removeprefix("torch."),
+        "data": data.hexdigest(),
+        "placement": placement if targets is None else "given",
+        "examples": found.examples,
+        "batches": found.batches,
+        "loss": found.loss,
+        "loss_reduction": "mean over an example's own tokens" if found.loss in ("causal-lm", "token") else "per example",
+        "labels": "data",
+        "mean_loss": found.mean_loss,
+        "mode": "eval",
+        "one_by_one": found.one_by_one,
+        "seed": seed,
+        "seconds": round(time.perf_counter() - started, 3),
+        "versions": {"tailora": __version__, "torch": torch.__version__, "numpy": np.__version__},
+    }
+    return Profile(chosen, found.signals, meta)

