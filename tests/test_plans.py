@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 
 import models
+import numpy as np
 import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
@@ -278,3 +279,14 @@ def test_no_budget_is_ever_broken(recipe, budget, seed):
         return
     assert plan.total_params <= plan.budget_params == budget
     assert plan.total_params == sum(e.target.cost(e.rank, dora=plan.recipe.adapter.dora) for e in plan.targets)
+
+
+def test_a_plan_that_needs_many_ranks_on_one_target_gets_them():
+    # All the gain sits in one matrix: the first look shows too few of its ranks, and the plan must not stop there.
+    targets = [Target(f"layers.{i}.m", "ffn.up", i, (400, 400)) for i in range(60)]
+    spectrum = np.full((60, 256), 1e-9)
+    spectrum[7] = 1.0
+    profile = Profile(tuple(targets), {"gradient_spectrum": spectrum}, {})
+    plan = tailora.plan(profile, recipe="spectral", budget="r=3", r_max=256)
+    assert plan.ranks["layers.7.m"] == 180 == 3 * 60
+    assert plan.total_params == plan.budget_params

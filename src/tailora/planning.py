@@ -123,14 +123,40 @@ def _active_ranks(
         raise BudgetError(f"r_max {r_max} is below r_min {slot.r_min}; raise r_max or the budget, or lower r_min")
     if width == 0:
         raise BudgetError(f"no rank is possible: r_max {r_max} leaves no multiple of {slot.multiple}; raise r_max")
-    costs = unit_costs(active, width, dora=dora)
-    problem = Problem(active, costs, signals, asked, seed, slot.options)
     _refuse_impossible(active, asked, limits, slot.multiple, dora=dora)
-    gains = ALLOCATORS[slot.name].gains(problem)
-    dealt = allocate(gains, costs, asked, limits=limits, r_min=slot.r_min, multiple=slot.multiple)
+    dealt = _fit(active, recipe, asked, signals, seed, limits)
     if not dealt.any():
         raise BudgetError(f"the budget of {asked:,} parameters bought no rank at all; raise it")
     return [int(rank) for rank in dealt], asked, r_max
+
+
+def _fit(
+    active: tuple[Target, ...],
+    recipe: Recipe,
+    asked: int,
+    signals: Mapping[str, np.ndarray],
+    seed: int,
+    limits: np.ndarray,
+) -> np.ndarray:
+    """Fit an allocator to the budget, looking at no more ranks per target than are needed.
+
+    A large matrix could take thousands of ranks.  Gains of a rank do not depend on how many follow, so a first look at
+    a few times the uniform rank gives the same plan unless a target fills all it was shown; then more are shown.
+    """
+    slot, dora = recipe.allocation, recipe.adapter.dora
+    full = int(limits.max())
+    uniform = asked / sum(target.cost(1) for target in active)
+    shown = min(full, max(16, slot.r_min + slot.multiple, math.ceil(4 * uniform)))
+    while True:
+        width = min(full, -(-shown // slot.multiple) * slot.multiple)
+        costs = unit_costs(active, width, dora=dora)
+        gains = ALLOCATORS[slot.name].gains(Problem(active, costs, signals, asked, seed, slot.options))
+        dealt = allocate(
+            gains, costs, asked, limits=np.minimum(limits, width), r_min=slot.r_min, multiple=slot.multiple
+        )
+        if width == full or not ((dealt == width // slot.multiple * slot.multiple) & (limits > dealt)).any():
+            return dealt
+        shown *= 4
 
 
 def _resolve_r_max(r_max: int | str | None, budget: int, active: Sequence[Target]) -> int | None:

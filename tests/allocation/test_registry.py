@@ -187,3 +187,10 @@ def test_explicit_ranks_from_a_file_with_patterns(tmp_path):
     given_file = Problem(problem.targets, problem.unit_costs, {}, 0, 0, {"ranks": str(file)})
     gains = ALLOCATORS["explicit"].gains(given_file)
     assert allocate(gains, problem.unit_costs, 10**9).tolist() == [2, 2, 2, 5, 2, 2, 2, 2, 2]
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_gains_of_a_rank_do_not_depend_on_how_many_follow(name):
+    wide = make_problem(name, r_max=12)
+    narrow = Problem(wide.targets, wide.unit_costs[:, :5], wide.signals, wide.budget_params, wide.seed, wide.options)
+    np.testing.assert_array_equal(ALLOCATORS[name].gains(narrow), ALLOCATORS[name].gains(wide)[:, :5])

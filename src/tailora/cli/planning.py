@@ -33,9 +33,8 @@ def profile(
     json: Json = False,
 ) -> None:
     """Measure a model's signals in one pass over calibration data."""
-    from tailora.config import parse_config
-    from tailora.profiles import Profile
-    from tailora.runs import measure
+    from tailora.config import make_config
+    from tailora.runs import measure_profile
     from tailora.signals import SIGNALS
 
     names = tuple(name.strip() for name in signals.split(",") if name.strip())
@@ -44,17 +43,18 @@ def profile(
     task: dict[str, Any] = {"kind": kind, "train": data, "max_length": max_length, "header": header}
     task |= {"text": _column(text), "label": _column(label)}
     task |= {"text_pair": _column(text_pair)} if text_pair is not None else {}
-    config = parse_config(
+    config = make_config(
         {
             "model": model,
             "trust_remote_code": trust_remote_code,
             "task": task,
             "placement": placement,
             "calibration": {"examples": examples, "batch_size": batch_size, "seed": seed},
-        }
+        },
+        where="tailora profile",
     )
     with progress_bar("profiling", examples) as advance:
-        found: Profile = measure(config, signals=names, progress=advance)
+        found = measure_profile(config, names, progress=lambda stage, done, total: advance(done))
     found.save(output)
     if json:
         print_json({"profile": str(output), "hash": found.hash, "meta": dict(found.meta)})
@@ -126,10 +126,10 @@ def _source(profile: Path | None, model: str | None, *, trust_remote_code: bool)
 
 def _show(made: Any) -> None:
     """Print a plan's summary and heat map."""
-    from tailora.report.terminal import rank_heat_map
+    from tailora.report.terminal import rank_map
 
     console = out()
-    console.print(rank_heat_map(made.to_dict()))
+    console.print(rank_map(made.to_dict()))
     ranks = [rank for rank in made.ranks.values() if rank]
     share = f", {made.total_params / made.model_params:.3%} of the model" if made.model_params else ""
     asked = made.provenance["asked_params"]

@@ -1,0 +1,109 @@
+"""``tailora train``, ``tailora demo`` and ``tailora report``: do runs and show them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from tailora.cli.output import out, print_json, say
+from tailora.cli.showing import Json
+
+if TYPE_CHECKING:
+    from tailora.training import Progress
+
+
+def train(
+    config: Annotated[Path, typer.Argument(help="YAML configuration of the run.")],
+    overrides: Annotated[list[str] | None, typer.Argument(help="key=value, such as training.learning_rate=1e-3.")] = None,
+    json: Json = False,
+) -> None:
+    """Profile, plan, train and evaluate one run, then write its report; a run cut off continues."""
+    from tailora.artifacts import read_json
+    from tailora.config import load_config
+    from tailora.runs import execute, is_done
+
+    loaded = load_config(config, overrides or [])
+    if is_done(loaded):
+        say("tailora: this run is already done; its results follow")
+    with stages(f"{loaded.recipe}, seed {loaded.seed}") as progress:
+        folder = execute(loaded, progress=progress)
+    from tailora.report.html import write_report
+
+    page = write_report(folder)
+    if json:
+        names = ("scores", "counts", "timings")
+        print_json({"run": str(folder), "report": str(page), **{n: read_json(folder / f"{n}.json") for n in names}})
+        return
+    from tailora.report.runs import load_runs
+    from tailora.report.terminal import comparison_table
+
+    out().print(comparison_table(load_runs(folder)))
+    print(f"run: {folder}\nreport: {page}")
+
+
+@contextmanager
+def stages(title: str) -> Iterator[Progress]:
+    """Show a run's stages on stderr.
+
+    Args:
+        title: What is running.
+
+    Yields:
+        A function that takes the stage, the steps done and the steps in all.
+    """
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
+    columns = (
+        TextColumn("{task.description}"),
+        TextColumn("{task.fields[stage]:<8}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+    )
+    with Progress(*columns, console=Console(stderr=True)) as bar:
+        row = bar.add_task(title, total=None, stage="load")
+        yield lambda stage, done, total: bar.update(row, stage=stage, completed=done, total=total or None)
+
+
+def demo(
+    output: Annotated[Path, typer.Option("--output", "-o", help="Folder for data, runs and report.")] = Path(
+        "tailora-demo"
+    ),
+    seeds: Annotated[int, typer.Option(min=1, max=20, help="Seeds per recipe.")] = 2,
+    quick: Annotated[bool, typer.Option("--quick", help="A few steps only: shows that it works, not what is better.")] = False,
+) -> None:
+    """Tell the whole story in a few minutes: profile, plan, train and compare three recipes on real data, no hub."""
+    from tailora.demo import run_demo
+
+    run_demo(output, seeds=tuple(range(seeds)), quick=quick, console=out())
+
+
+def report(
+    path: Annotated[Path, typer.Argument(help="A run's folder, or a folder of run folders.")],
+    output: Annotated[Path | None, typer.Option("--output", "-o", help="The HTML file; default report.html in PATH.")] = None,
+    json: Json = False,
+) -> None:
+    """Compare runs: a table here, and one self-contained HTML page with figures."""
+    from tailora.report.html import write_report
+    from tailora.report.runs import load_runs
+    from tailora.report.terminal import comparison_table, paired_table
+
+    runs = load_runs(path)
+    page = write_report(path, output)
+    if json:
+        from dataclasses import asdict
+
+        from tailora.report.compare import compare_runs, paired_differences
+
+        rows, pairs = compare_runs(runs), paired_differences(runs)
+        print_json({"report": str(page), "rows": [asdict(r) for r in rows], "pairs": [asdict(p) for p in pairs]})
+        return
+    console = out()
+    console.print(comparison_table(runs))
+    console.print(paired_table(runs))
+    print(f"report: {page}")
