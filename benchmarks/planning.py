@@ -18,9 +18,8 @@ from pathlib import Path
 import numpy as np
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests"))
-from reference.allocate_slow import allocate_slow
-
 import tailora
+from reference.allocate_slow import allocate_slow
 from tailora.allocation import ALLOCATORS, Problem, unit_costs
 from tailora.profiles import Profile
 from tailora.targets import Target
@@ -78,9 +77,7 @@ def main() -> None:
     # Two per cent of the budget are enough to time the twin: it looks at every target for every rank it deals.
     small = problem.budget_params // 50
     plans = {recipe: tailora.plan(profile, recipe, "r=16") for recipe in ("lora", "fim-lora", "spectral")}
-    rows = {
-        f"plan {recipe}, r=16": (lambda r: lambda: tailora.plan(profile, r, "r=16"))(recipe) for recipe in plans
-    }
+    rows = {f"plan {recipe}, r=16": (lambda r: lambda: tailora.plan(profile, r, "r=16"))(recipe) for recipe in plans}
     rows["allocate alone, 2 % of the budget"] = lambda: tailora.allocation.allocate(gains, costs, small)
     rows["plain-Python twin, 2 % of the budget"] = lambda: allocate_slow(gain_lists, cost_lists, small)
     assert tailora.allocation.allocate(gains, costs, small).tolist() == allocate_slow(gain_lists, cost_lists, small)
@@ -95,7 +92,8 @@ def main() -> None:
         ratio = statistics.median(s / t for s, t in zip(seconds, twin, strict=True))
         print(f"{name:40s} {statistics.median(seconds) * 1e3:9.1f} ms   ratio to the twin {ratio:8.4f}")
     for recipe, made in plans.items():
-        print(f"{recipe:10s} {made.total_params:,} of {made.budget_params:,} parameters, ranks to {max(made.ranks.values())}")
+        largest = max(made.ranks.values())
+        print(f"{recipe:10s} {made.total_params:,} of {made.budget_params:,} parameters, ranks to {largest}")
 
 
 if __name__ == "__main__":

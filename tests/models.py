@@ -60,9 +60,7 @@ def _opt():
 
 
 def _albert():
-    config = tf.AlbertConfig(
-        **COMMON, embedding_size=8, intermediate_size=24, max_position_embeddings=64, num_labels=3
-    )
+    config = tf.AlbertConfig(**COMMON, embedding_size=8, intermediate_size=24, max_position_embeddings=64, num_labels=3)
     return tf.AlbertForSequenceClassification(config)
 
 

@@ -129,12 +129,12 @@ def test_every_annotated_public_function():
 @pytest.mark.parametrize("command", [["--help"], ["plan", "--help"], ["train", "--help"], ["--version"]])
 def test_help_loads_nothing_heavy(command):
     code = (
-        "import sys; sys.argv=['tailora', *%r]\n"
+        f"import sys; sys.argv=['tailora', *{command!r}]\n"
         "from tailora.cli import main\n"
         "try:\n    main()\nexcept SystemExit as end:\n    assert not end.code\n"
         "heavy = {'torch','transformers','peft','trl','numpy','pydantic','matplotlib','datasets'} & set(sys.modules)\n"
         "assert not heavy, heavy\n"
-    ) % command
+    )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
 

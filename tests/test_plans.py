@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 
-import models
 import numpy as np
 import pytest
 import torch
@@ -12,6 +11,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from peft import PeftModel
 
+import models
 import tailora
 from tailora.adapters import count_parameters, pattern_key
 from tailora.artifacts import write_json
@@ -290,3 +290,15 @@ def test_a_plan_that_needs_many_ranks_on_one_target_gets_them():
     plan = tailora.plan(profile, recipe="spectral", budget="r=3", r_max=256)
     assert plan.ranks["layers.7.m"] == 180 == 3 * 60
     assert plan.total_params == plan.budget_params
+
+
+def test_a_task_head_cannot_have_lora_too():
+    plan = tailora.plan(
+        models.build("bert"),
+        recipe={"name": "all", "placement": "regex:.", "allocation": {"name": "uniform"}},
+        budget="r=2",
+        placement="regex:.",
+    )
+    assert plan.ranks["classifier"] == 2
+    with pytest.raises(PlacementError, match="target 'classifier' trains in full as a task head"):
+        plan.apply(models.build("bert"), task_type="SEQ_CLS")

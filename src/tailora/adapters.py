@@ -11,13 +11,16 @@ import torch
 from peft import LoraConfig, PeftModel, get_peft_model
 from torch import nn
 
-from tailora.errors import TailoraError, UserError
+from tailora.errors import PlacementError, TailoraError, UserError
 
 if TYPE_CHECKING:
     from tailora.plans import Plan
 
 ADAPTER_MARKS = ("lora_A", "lora_B", "lora_embedding_A", "lora_embedding_B", "lora_magnitude_vector")
 """Parts of a parameter's name that make it the adapter's; everything else that trains is a task head."""
+
+HEAD_TASKS = ("SEQ_CLS", "TOKEN_CLS", "QUESTION_ANS")
+"""peft's task types whose head is new and trains in full."""
 
 
 def pattern_key(name: str) -> str:
@@ -93,6 +96,7 @@ def apply_plan(
 ) -> PeftModel:
     """Wrap a model with a plan's adapter; see ``Plan.apply``."""
     plan.check(model)
+    _refuse_heads(plan, task_type, modules_to_save or ())
     extra: dict[str, Any] = {"modules_to_save": list(modules_to_save)} if modules_to_save else {}
     config = lora_config(plan, task_type=task_type, **extra)
     with torch.random.fork_rng(devices=_devices(model)), warnings.catch_warnings():
@@ -109,6 +113,19 @@ def apply_plan(
             "matches more or fewer modules of this model than it should, so please report the architecture"
         )
     return wrapped  # pyright: ignore[reportReturnType]
+
+
+def _refuse_heads(plan: Plan, task_type: str | None, modules_to_save: Sequence[str]) -> None:
+    """Refuse LoRA on a module that trains in full beside the adapter."""
+    for entry in plan.targets:
+        name, role = entry.target.name, entry.target.role
+        whole = role == "head" and task_type in HEAD_TASKS
+        whole = whole or any(name == m or name.endswith(f".{m}") or f"{m}." in name for m in modules_to_save)
+        if entry.rank and whole:
+            raise PlacementError(
+                f"target {name!r} trains in full as a task head and cannot have LoRA too; add '& !role:head' (or "
+                "'& !regex:...') to the placement"
+            )
 
 
 def _devices(model: nn.Module) -> list[torch.device]:

@@ -38,7 +38,9 @@ def load_architecture(model: str | Path, *, revision: str | None = None, trust_r
         config = transformers.AutoConfig.from_pretrained(name, revision=revision, trust_remote_code=trust_remote_code)
     except (OSError, ValueError) as error:
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise UserError(f"model {name!r} has no configuration that can be read ({reason}); check the folder or id") from None
+        raise UserError(
+            f"model {name!r} has no configuration that can be read ({reason}); check the folder or id"
+        ) from None
     names = getattr(config, "architectures", None) or []
     architecture = getattr(transformers, names[0], None) if names else None
     try:

@@ -118,4 +118,4 @@ class Budget:
         if amount < 1:
             raise BudgetError(f"budget {self.text!r} comes to less than one parameter; {_FORMS}")
         # A whole number such as 0.1 % of 40,000 must not lose one parameter to binary fractions.
-        return int(math.floor(amount + 1e-6)) if amount < 2**53 else int(amount)
+        return math.floor(amount + 1e-6) if amount < 2**53 else int(amount)

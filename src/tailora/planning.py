@@ -81,7 +81,9 @@ def deal(
     narrowed = {name: np.asarray(values)[rows] for name, values in signals.items()}
     if asked is None:
         ranks, r_max = _prescribed(active, recipe, 0, narrowed, seed), None
-        asked = limit = sum(target.cost(rank, dora=recipe.adapter.dora) for target, rank in zip(active, ranks, strict=True))
+        asked = limit = sum(
+            target.cost(rank, dora=recipe.adapter.dora) for target, rank in zip(active, ranks, strict=True)
+        )
     else:
         ranks, limit, r_max = _active_ranks(active, recipe, asked, narrowed, seed)
     by_target = dict(zip(active, ranks, strict=True))
@@ -167,9 +169,7 @@ def _resolve_r_max(r_max: int | str | None, budget: int, active: Sequence[Target
     return max(1, math.ceil(float(r_max[:-1]) * uniform - 1e-9))
 
 
-def _refuse_impossible(
-    active: Sequence[Target], budget: int, limits: np.ndarray, multiple: int, *, dora: bool
-) -> None:
+def _refuse_impossible(active: Sequence[Target], budget: int, limits: np.ndarray, multiple: int, *, dora: bool) -> None:
     """Refuse a budget that cannot buy one rank, or that no plan can spend."""
     cheapest = min(t.cost(multiple, dora=dora) for t, limit in zip(active, limits, strict=True) if limit >= multiple)
     if budget < cheapest:

@@ -220,7 +220,9 @@ class Plan:
         """
         if not isinstance(data, Mapping) or data.get("format") != FORMAT:
             found = data.get("format") if isinstance(data, Mapping) else type(data).__name__
-            raise UserError(f"{where} is not a plan of format {FORMAT!r} (found {found!r}); make one with 'tailora plan'")
+            raise UserError(
+                f"{where} is not a plan of format {FORMAT!r} (found {found!r}); make one with 'tailora plan'"
+            )
         try:
             plan = cls(
                 recipe=load_recipe(data["recipe"]),
@@ -294,16 +296,22 @@ def plan(
         UserError: The recipe needs a signal that the source does not hold, or one of the arguments is wrong.
     """
     if recipe == "explicit":
-        recipe = {"name": "explicit", "title": "Ranks written down by hand", "allocation": {"name": "explicit",
-                  "options": {"ranks": _inline_ranks(allocation_overrides.pop("ranks", None))}}}
+        recipe = {
+            "name": "explicit",
+            "title": "Ranks written down by hand",
+            "allocation": {
+                "name": "explicit",
+                "options": {"ranks": _inline_ranks(allocation_overrides.pop("ranks", None))},
+            },
+        }
     chosen = override_allocation(load_recipe(recipe), allocation_overrides)
     targets = _targets_of(source)
     signals, provenance = _evidence(source)
     missing = [name for name in chosen.signals if name not in signals]
     if missing:
         raise UserError(
-            f"recipe {chosen.name!r} reads the signal {missing[0]!r}, which the source does not hold; profile the model "
-            f"with signals={tuple(chosen.signals)!r} and plan from the profile"
+            f"recipe {chosen.name!r} reads the signal {missing[0]!r}, which the source does not hold; profile the "
+            f"model with signals={tuple(chosen.signals)!r} and plan from the profile"
         )
     model_params = _model_params(source, provenance)
     parsed = Budget.parse("r=8") if budget is None else Budget.parse(budget)
@@ -362,7 +370,7 @@ def _targets_of(source: Any) -> list[Target]:
         if targets and all(isinstance(target, Target) for target in targets):
             return targets
         raise UserError("an empty list, or a list of something else than targets, cannot be planned; use find_targets")
-    if hasattr(source, "named_modules"):
+    if not isinstance(source, str) and hasattr(source, "named_modules"):
         return find_targets(source)
     raise UserError(f"{type(source).__name__} {source!r:.60} is neither a profile, a model nor a list of targets")
 

@@ -85,7 +85,7 @@ class Profile:
         for mine in self.targets:
             if theirs.get(mine.name) != mine:
                 raise PlanMismatchError(
-                    f"the profile's target {mine.name!r} {list(mine.shape)} is not in this model as it was; profile again"
+                    f"the profile's target {mine.name!r} {list(mine.shape)} differs in this model; profile again"
                 )
         if self.meta.get("model") != model_fingerprint(model):
             raise PlanMismatchError("the model's weights are not those the profile was measured on; profile again")
@@ -138,7 +138,9 @@ class Profile:
 
         folder = Path(folder)
         if not (folder / "profile.json").is_file():
-            raise UserError(f"{str(folder)!r} holds no profile (profile.json is missing); make one with 'tailora profile'")
+            raise UserError(
+                f"{str(folder)!r} holds no profile (profile.json is missing); make one with 'tailora profile'"
+            )
         data = read_json(folder / "profile.json", "profile")
         if not isinstance(data, Mapping) or data.get("format") != FORMAT:
             raise UserError(f"{str(folder / 'profile.json')!r} is not a profile of format {FORMAT!r}; profile again")
@@ -225,7 +227,9 @@ def profile(
         "examples": found.examples,
         "batches": found.batches,
         "loss": found.loss,
-        "loss_reduction": "mean over an example's own tokens" if found.loss in ("causal-lm", "token") else "per example",
+        "loss_reduction": "mean over an example's own tokens"
+        if found.loss in ("causal-lm", "token")
+        else "per example",
         "labels": "data",
         "mean_loss": found.mean_loss,
         "mode": "eval",

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from reference.allocate_slow import allocate_slow
 
+from reference.allocate_slow import allocate_slow
 from tailora.allocation import allocate, rank_limits, unit_costs
 from tailora.errors import BudgetError, TailoraError
 from tailora.targets import Target
@@ -39,9 +39,7 @@ def problems(draw):
 def test_equals_the_slow_twin(problem):
     gains, costs, budget, limits, r_min, multiple = problem
     fast = allocate(gains, costs, budget, limits=limits, r_min=r_min, multiple=multiple)
-    slow = allocate_slow(
-        gains.tolist(), costs.tolist(), budget, limits=limits.tolist(), r_min=r_min, multiple=multiple
-    )
+    slow = allocate_slow(gains.tolist(), costs.tolist(), budget, limits=limits.tolist(), r_min=r_min, multiple=multiple)
     assert fast.tolist() == slow
 
 
@@ -58,9 +56,7 @@ def test_budget_bounds_and_leftover(problem):
     assert (ranks % multiple == 0).all()
     # What is left over is less than the cheapest block that anybody still wants.
     wanted = [
-        int(costs[i, r : r + multiple].sum())
-        for i, r in enumerate(ranks)
-        if r + multiple <= top[i] and gains[i, r] > 0
+        int(costs[i, r : r + multiple].sum()) for i, r in enumerate(ranks) if r + multiple <= top[i] and gains[i, r] > 0
     ]
     assert not wanted or budget - spent < min(wanted)
     again = allocate(gains.copy(), costs.copy(), budget, limits=limits.copy(), r_min=r_min, multiple=multiple)

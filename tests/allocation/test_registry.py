@@ -77,9 +77,10 @@ def test_entries_say_what_they_are(name):
     assert entry.summary
     assert name in {"random", "explicit"} or entry.citation
     for signal in entry.value.needs:
+        problem = make_problem(name)
+        bare = Problem(problem.targets, problem.unit_costs, {}, 100)
         with pytest.raises(UserError, match=f"signal '{signal}' is needed to allocate"):
-            problem = make_problem(name)
-            entry.value.gains(Problem(problem.targets, problem.unit_costs, {}, 100))
+            entry.value.gains(bare)
 
 
 @pytest.mark.parametrize("dora", [False, True])
@@ -150,9 +151,7 @@ def test_the_published_rule_by_hand():
     # r = 4, four targets of one shape: sum 16, each within [1, 8].  Scores 100:4:2:2 saturate the first at 8 and leave
     # 8 for 4:2:2.
     targets = tuple(Target(f"t{i}", "ffn.up", i, (20, 20)) for i in range(4))
-    problem = Problem(
-        targets, unit_costs(targets, 20), {"fisher": np.array([100.0, 4.0, 2.0, 2.0])}, 4 * 40 * 4, 0, {}
-    )
+    problem = Problem(targets, unit_costs(targets, 20), {"fisher": np.array([100.0, 4.0, 2.0, 2.0])}, 4 * 40 * 4, 0, {})
     assert faithful_proportional(problem).tolist() == [8, 4, 2, 2]
 
 

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import models
 import numpy as np
 import pytest
 import torch
-from reference import gradients_slow as slow
 
+import models
 import tailora
+from reference import gradients_slow as slow
 from tailora.errors import ProfileError, UserError
 from tailora.placement import select
 from tailora.signals import SIGNALS

@@ -13,7 +13,9 @@ from tailora.registry import Registry
 
 ALLOCATORS: Registry[Allocator] = Registry("allocator")
 
-ALLOCATORS.add("uniform", Allocator(uniform), summary="the same rank on every target", citation="Hu et al. 2021, arXiv 2106.09685")
+ALLOCATORS.add(
+    "uniform", Allocator(uniform), summary="the same rank on every target", citation="Hu et al. 2021, arXiv 2106.09685"
+)
 ALLOCATORS.add("random", Allocator(random_rank), summary="ranks in proportion to random scores, a control")
 ALLOCATORS.add(
     "proportional",
@@ -28,7 +30,9 @@ ALLOCATORS.add(
     citation="Tailora; Eckart and Young 1936",
 )
 ALLOCATORS.add(
-    "explicit", Allocator(explicit, explicit_ranks, options=("ranks",)), summary="ranks written down in a file or mapping"
+    "explicit",
+    Allocator(explicit, explicit_ranks, options=("ranks",)),
+    summary="ranks written down in a file or mapping",
 )
 
 __all__ = ["ALLOCATORS", "Allocator", "Problem", "allocate", "rank_limits", "unit_costs"]

@@ -28,7 +28,9 @@ def spectral(problem: Problem) -> np.ndarray:
     name = str(problem.options.get("signal", "gradient_spectrum"))
     spectrum = problem.signal(name)
     if spectrum.ndim != 2:
-        raise UserError(f"signal {name!r} has one value per target; 'spectral' needs a spectrum such as 'gradient_spectrum'")
+        raise UserError(
+            f"signal {name!r} has one value per target; 'spectral' needs a spectrum such as 'gradient_spectrum'"
+        )
     gains = np.zeros(problem.unit_costs.shape, dtype=np.float64)
     columns = min(problem.r_max, spectrum.shape[1])
     gains[:, :columns] = spectrum[:, :columns] ** 2

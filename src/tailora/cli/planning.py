@@ -75,7 +75,9 @@ def _column(name: str) -> str | int:
 
 def plan(
     profile: Annotated[Path | None, typer.Option("--profile", help="A saved profile.")] = None,
-    model: Annotated[str | None, typer.Option("--model", "-m", help="Instead: a model, for recipes without data.")] = None,
+    model: Annotated[
+        str | None, typer.Option("--model", "-m", help="Instead: a model, for recipes without data.")
+    ] = None,
     recipe: Annotated[str, typer.Option("--recipe", "-r", help="Recipe name or YAML file.")] = "lora",
     budget: Annotated[str | None, typer.Option("--budget", "-b", help="r=8, 2.4M, 0.5%, 12MB or a number.")] = None,
     placement: Annotated[str, typer.Option("--placement", "-p", help="Candidate targets.")] = "all-linear",
@@ -114,7 +116,9 @@ def plan(
 def _source(profile: Path | None, model: str | None, *, trust_remote_code: bool) -> Any:
     """Return what to plan from."""
     if (profile is None) == (model is None):
-        raise UserError("give either --profile (a folder made by 'tailora profile') or --model, not both and not neither")
+        raise UserError(
+            "give either --profile (a folder made by 'tailora profile') or --model, not both and not neither"
+        )
     if profile is not None:
         from tailora.profiles import Profile
 
@@ -153,7 +157,10 @@ def _show_diff(first: Path, second: Path, *, json: bool) -> None:
     if json:
         print_json(
             {
-                "plans": [{"file": str(f), "hash": p.hash, "total_params": p.total_params} for f, p in ((first, one), (second, two))],
+                "plans": [
+                    {"file": str(f), "hash": p.hash, "total_params": p.total_params}
+                    for f, p in ((first, one), (second, two))
+                ],
                 "changes": [{"target": name, "ranks": [mine, theirs]} for name, mine, theirs in changes],
             }
         )

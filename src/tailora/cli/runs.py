@@ -18,7 +18,9 @@ if TYPE_CHECKING:
 
 def train(
     config: Annotated[Path, typer.Argument(help="YAML configuration of the run.")],
-    overrides: Annotated[list[str] | None, typer.Argument(help="key=value, such as training.learning_rate=1e-3.")] = None,
+    overrides: Annotated[
+        list[str] | None, typer.Argument(help="key=value, such as training.learning_rate=1e-3.")
+    ] = None,
     json: Json = False,
 ) -> None:
     """Profile, plan, train and evaluate one run, then write its report; a run cut off continues."""
@@ -75,7 +77,9 @@ def demo(
         "tailora-demo"
     ),
     seeds: Annotated[int, typer.Option(min=1, max=20, help="Seeds per recipe.")] = 2,
-    quick: Annotated[bool, typer.Option("--quick", help="A few steps only: shows that it works, not what is better.")] = False,
+    quick: Annotated[
+        bool, typer.Option("--quick", help="A few steps only: shows that it works, not what is better.")
+    ] = False,
 ) -> None:
     """Tell the whole story in a few minutes: profile, plan, train and compare three recipes on real data, no hub."""
     from tailora.demo import run_demo
@@ -85,7 +89,9 @@ def demo(
 
 def report(
     path: Annotated[Path, typer.Argument(help="A run's folder, or a folder of run folders.")],
-    output: Annotated[Path | None, typer.Option("--output", "-o", help="The HTML file; default report.html in PATH.")] = None,
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", help="The HTML file; default report.html in PATH.")
+    ] = None,
     json: Json = False,
 ) -> None:
     """Compare runs: a table here, and one self-contained HTML page with figures."""

@@ -76,7 +76,9 @@ def _target_table(targets: list[Any], *, all_rows: bool) -> Any:
         depths = sorted({t.depth for t in members if t.depth is not None})
         span = "-" if not depths else str(depths[0]) if len(depths) == 1 else f"{depths[0]}-{depths[-1]}"
         cost = sum(t.cost(1) for t in members)
-        table.add_row(first.name, _role(first), span, str(len(members)), _shape(first), f"{cost:,}")
+        # The last two parts tell matrices of one kind apart; the layer's number would only be the first of many.
+        short = ".".join(first.name.split(".")[-2:])
+        table.add_row(short, _role(first), span, str(len(members)), _shape(first), f"{cost:,}")
     return table
 
 
@@ -128,4 +130,8 @@ def environment(json: Json = False) -> None:
         print_json(found)
         return
     for key, value in found.items():
-        print(f"{key}: {value}")
+        if isinstance(value, dict):
+            for inner, detail in value.items():
+                print(f"{key}.{inner}: {detail}")
+        else:
+            print(f"{key}: {', '.join(map(str, value)) or 'none' if isinstance(value, list) else value}")

@@ -25,8 +25,8 @@ class Scaling(_Slot):
     """
 
     kind: Literal["constant", "rslora"] = "constant"
-    scale: float = Field(2.0, gt=0)
-    alpha: float = Field(16.0, gt=0)
+    scale: float = Field(default=2.0, gt=0)
+    alpha: float = Field(default=16.0, gt=0)
 
 
 class Adapter(_Slot):
@@ -39,7 +39,7 @@ class Adapter(_Slot):
     """
 
     dora: bool = False
-    dropout: float = Field(0.0, ge=0, lt=1)
+    dropout: float = Field(default=0.0, ge=0, lt=1)
     scaling: Scaling = Scaling()
 
 
@@ -57,9 +57,9 @@ class Allocation(_Slot):
 
     name: str
     faithful: bool = False
-    r_min: int = Field(0, ge=0)
+    r_min: int = Field(default=0, ge=0)
     r_max: int | str | None = None
-    multiple: int = Field(1, ge=1)
+    multiple: int = Field(default=1, ge=1)
     options: dict[str, Any] = Field(default_factory=dict)
 
     @field_validator("r_max")

@@ -1,4 +1,4 @@
-"""Take per-example gradients of a frozen model: hooks on whole batches where that is exact, one example at a time else."""
+"""Take per-example gradients of a frozen model: whole batches where that is exact, one example at a time else."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from tailora.signals.gradients import ExampleGradients, accumulator_dtype
 from tailora.targets import Target
 
 
-class InputsModified(Exception):  # noqa: N818 - a signal between two functions, not an error users meet
+class InputsModified(Exception):
     """A model changed a linear layer's input in place after using it; the batch is taken again with copies."""
 
 
@@ -205,7 +205,8 @@ def undisturbed(model: nn.Module, direct: Mapping[int, nn.Parameter]) -> Iterato
     training = {module: module.training for module in model.modules()}
     required = {parameter: parameter.requires_grad for parameter in model.parameters()}
     gradients = {parameter: parameter.grad for parameter in direct.values()}
-    configs = {id(c): c for m in model.modules() if getattr(c := getattr(m, "config", None), "use_cache", None)}
+    found = [getattr(module, "config", None) for module in model.modules()]
+    configs: dict[int, Any] = {id(config): config for config in found if getattr(config, "use_cache", None)}
     devices = sorted({p.device for p in required if p.device.type == "cuda"}, key=str)
     with torch.random.fork_rng(devices=devices):
         try:

@@ -184,7 +184,9 @@ class _Pass:
             self.loss_name, self.loss_function = choose_loss(self.loss, self.model, outputs, batch)
         losses = self.loss_function(outputs, batch)
         if losses.shape != (size,):
-            raise UserError(f"loss {self.loss_name!r} returned {list(losses.shape)}, not one value per example [{size}]")
+            raise UserError(
+                f"loss {self.loss_name!r} returned {list(losses.shape)}, not one value per example [{size}]"
+            )
         if not torch.isfinite(losses).all():
             bad = int((~torch.isfinite(losses)).int().argmax())
             raise ProfileError(
@@ -245,7 +247,9 @@ def _size(batch: Mapping[str, Any]) -> int:
     """Return the number of examples in a batch."""
     tensors = [value for value in batch.values() if isinstance(value, Tensor) and value.ndim]
     if not tensors:
-        raise UserError(f"a calibration batch holds no tensor (keys: {', '.join(batch) or 'none'}); give dicts of tensors")
+        raise UserError(
+            f"a calibration batch holds no tensor (keys: {', '.join(batch) or 'none'}); give dicts of tensors"
+        )
     for key in ("labels", "input_ids", "pixel_values"):
         if isinstance(batch.get(key), Tensor) and batch[key].ndim:
             return len(batch[key])
