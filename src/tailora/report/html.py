@@ -1,0 +1,288 @@
+"""One self-contained HTML page, with the same content as Markdown and CSV beside it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from tailora.artifacts import write_text
+from tailora.errors import UserError
+from tailora.report import formats
+from tailora.report.content import Content, citations, place_of, provenance, render_markdown
+from tailora.report.figures import curves, parameters_by_depth, parameters_by_role, score_against_parameters
+from tailora.report.grids import cost_of, rank_grid, role_of, row_of
+from tailora.report.groups import Group, recipe_order, short_model
+from tailora.report.heatmaps import rank_heat_map, signal_heat_map
+from tailora.report.records import Runs, finite
+from tailora.report.runs import load_runs
+from tailora.report.settings import watches_score
+from tailora.report.tables import comparison_csv, interval_text, p_text, seeds_text
+
+CARD_PADDING = 34
+"""Pixels that a card of the style sheet adds to the width of its figure."""
+
+ROLE_HOW = "A bar is a recipe's adapter, divided by what the adapted matrices do."
+DEPTH_HOW = "A line follows a recipe's adapter parameters from the first layer to the last."
+
+_TEMPLATES = Path(__file__).parent / "templates"
+
+
+def write_report(path_to_runs: str | Path, out_html: str | Path | None = None, baseline: str | None = None) -> Path:
+    """Write ``report.html``, and next to it ``report.md`` and ``comparison.csv``.
+
+    Args:
+        path_to_runs: A run folder, or a folder that holds run folders.
+        out_html: Where the page goes; default ``report.html`` in ``path_to_runs``.
+        baseline: Recipe that the others are compared with; default ``lora`` where it was run.
+
+    Returns:
+        The path of the page.
+
+    Raises:
+        UserError: No run was found, the baseline was not run, or ``out_html`` is a folder.
+    """
+    runs = load_runs(path_to_runs)
+    known = sorted({run.recipe for run in runs})
+    if baseline is not None and known and baseline not in known:
+        raise UserError(
+            f"baseline {baseline!r} was not run in {str(path_to_runs)!r}; choose one of: {', '.join(known)}"
+        )
+    page = Path(out_html) if out_html is not None else Path(path_to_runs) / "report.html"
+    if page.is_dir():
+        raise UserError(
+            f"report path {str(page)!r} is a folder; give a file name such as {str(page / 'report.html')!r}"
+        )
+    content = Content.of(runs, baseline)
+    write_text(page.parent / "comparison.csv", comparison_csv(content.rows, content.pairs))
+    write_text(page.with_suffix(".md"), render_markdown(content))
+    # The page last: whoever waits for it finds the other two complete.
+    return write_text(page, render_html(content))
+
+
+def render_html(content: Content) -> str:
+    """Render the page.
+
+    Args:
+        content: What the report shows.
+
+    Returns:
+        The whole HTML document.
+    """
+    from jinja2 import Environment, FileSystemLoader, StrictUndefined
+    from markupsafe import Markup
+
+    runs, groups = content.runs, content.groups
+    environment = Environment(
+        loader=FileSystemLoader(_TEMPLATES),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters.update(
+        score=formats.score,
+        signed=formats.signed,
+        count=formats.count,
+        share=formats.share,
+        seconds=formats.seconds,
+        megabytes=formats.megabytes,
+        rate=formats.rate,
+        interval=interval_text,
+        p_text=p_text,
+        seeds=seeds_text,
+        short_model=short_model,
+    )
+    order = recipe_order(groups)
+    # Only our own SVG and style sheet are trusted; every string that comes from a run is escaped.
+    return environment.get_template("report.html.j2").render(
+        css=Markup((_TEMPLATES / "report.css").read_text(encoding="utf-8")),
+        title=content.title,
+        summary=content.summary,
+        tables=_tables(content),
+        pairs=content.pairs,
+        maps=_all_maps(groups, Markup),
+        curves=[_curves(group, f"g{number}", order, Markup) for number, group in enumerate(groups)],
+        sizes=_sizes(groups, order, Markup),
+        plans=[entry for group in groups for entry in _plans(group)],
+        runs=_run_rows(runs),
+        problems=[(place_of(problem, runs), problem) for problem in runs.problems],
+        provenance=provenance(runs),
+        citations=citations(groups),
+        notes=[(group.label, note) for group in groups for note in group.notes],
+    )
+
+
+def _tables(content: Content) -> list[dict[str, Any]]:
+    """Rows and pairs by group, with which optional columns have anything to show."""
+    tables = []
+    for group in content.groups:
+        key = (group.task, group.model, group.budget)
+        rows = [row for row in content.rows if (row.task, row.model, row.budget) == key]
+        pairs = [pair for pair in content.pairs if (pair.task, pair.model, pair.budget) == key]
+        perplexity = any(row.perplexity is not None for row in rows)
+        tables.append({"group": group, "rows": rows, "pairs": pairs, "perplexity": perplexity})
+    return tables
+
+
+def _all_maps(groups: Sequence[Group], markup: type[str]) -> list[dict[str, Any]]:
+    """Heat maps of all groups; a signal that several budgets share is drawn once."""
+    seen: list[dict[str, float]] = []
+    return [_maps(group, f"g{number}", seen, markup) for number, group in enumerate(groups)]
+
+
+def _maps(group: Group, prefix: str, seen: list[dict[str, float]], markup: type[str]) -> dict[str, Any]:
+    """Rank heat maps of a group on one scale, and the signals in the same layout."""
+    plans = {name: group.recipes[name][0] for name in group.ordered}
+    grids = [rank_grid(run.plan) for run in plans.values()]
+    largest = max(grid.largest for grid in grids)
+    ranks = []
+    for number, (name, run) in enumerate(plans.items()):
+        # The ranks, not the plans' hashes: these also tell apart what the plans were computed from.
+        dealt = {tuple(float(target["rank"]) for target in other.plan["targets"]) for other in group.recipes[name]}
+        svg = rank_heat_map(run.plan, name=f"{prefix}-ranks-{number}", label=name, largest=largest)
+        adapted = sum(float(target["rank"]) > 0 for target in run.plan["targets"])
+        detail = (
+            f"{formats.count(finite(run.plan.get('total_params')))} parameters on {formats.plural(adapted, 'target')}"
+        )
+        detail += f"; seed {run.seed}, others differ" if len(dealt) > 1 else ""
+        ranks.append({"title": name, "detail": detail, "svg": markup(svg)})
+    # A recipe that needs no signal may not have measured any: take each signal from the first run that has it.
+    measured: dict[str, Any] = {}
+    for run in plans.values():
+        for name, values in run.signals.items():
+            if values and values not in seen:
+                measured.setdefault(name, (run, values))
+    seen += [values for _, values in measured.values()]
+    signals = []
+    for number, (name, (run, values)) in enumerate(sorted(measured.items())):
+        shown = name.replace("_", " ")
+        svg = signal_heat_map(run.plan, values, name=f"{prefix}-signal-{number}", label=shown)
+        signals.append({"title": shown, "detail": f"measured by {run.recipe}, seed {run.seed}", "svg": markup(svg)})
+    crowded = any(grid.crowded for grid in grids)
+    # The style sheet makes as many equal columns as fit cards of this width.
+    width = max(int(item["svg"].partition('width="')[2].partition('"')[0]) for item in ranks) + CARD_PADDING
+    return {"group": group, "ranks": ranks, "signals": signals, "crowded": crowded, "width": width}
+
+
+def _curves(group: Group, prefix: str, order: Sequence[str], markup: type[str]) -> dict[str, Any]:
+    """Training and validation loss, and the validation score where one was logged."""
+    # Called what it is: a curve over the scored examples must not pass for an independent validation.
+    on_score = any(watches_score(run) for run in group.runs)
+    name = "Evaluation" if on_score else "Validation"
+    source = " Measured on the examples that give the final score." if on_score else ""
+    thick = "the thick line is the mean over seeds, thin lines are the seeds."
+    wanted = [
+        ("train", "loss", "Training loss", f"Lower is better; {thick}"),
+        ("eval", "loss", f"{name} loss", f"A line that rises while the training loss falls is overfitting.{source}"),
+    ]
+    primary = group.runs[0].primary
+    if primary != "loss":
+        better = "Higher" if group.runs[0].higher_is_better else "Lower"
+        wanted.append(("eval", primary, f"{name} {primary}", f"{better} is better; {thick}"))
+    found = []
+    for split, key, title, how in wanted:
+        svg = curves(
+            {name: group.recipes[name] for name in group.ordered},
+            split,
+            key,
+            name=f"{prefix}-curve-{split}-{key}",
+            order=order,
+        )
+        if svg:
+            found.append({"title": title, "detail": how, "svg": markup(svg)})
+    return {"group": group, "figures": found}
+
+
+def _sizes(groups: Sequence[Group], order: Sequence[str], markup: type[str]) -> list[dict[str, Any]]:
+    """Per task and model: score against size over all budgets, and where each budget's parameters were spent."""
+    families: dict[tuple[str, str, str], list[tuple[int, Group]]] = {}
+    for number, group in enumerate(groups):
+        families.setdefault((group.kind, group.task, group.model), []).append((number, group))
+    entries = []
+    for place, ((_, task, model), members) in enumerate(families.items()):
+        figures = []
+        svg = score_against_parameters([group for _, group in members], name=f"size-{place}", order=order)
+        if svg:
+            how = "A mark is a mean over seeds, its bar the range; marks of equal size stand a few pixels apart."
+            figures.append({"title": "Score against size", "detail": how, "svg": markup(svg)})
+        for number, group in members:
+            plans = {name: group.recipes[name][0].plan for name in group.ordered}
+            at = f", {group.budget}" if len(members) > 1 else ""
+            by_role = parameters_by_role(plans, name=f"g{number}-role")
+            by_depth = parameters_by_depth(plans, name=f"g{number}-depth", order=order)
+            figures.append({"title": f"Parameters by role{at}", "detail": ROLE_HOW, "svg": markup(by_role)})
+            figures.append({"title": f"Parameters by layer{at}", "detail": DEPTH_HOW, "svg": markup(by_depth)})
+        entries.append({"label": f"{task}, {short_model(model)}", "figures": figures})
+    return entries
+
+
+def _plans(group: Group) -> list[dict[str, Any]]:
+    """The adapted targets of every recipe's first seed."""
+    entries = []
+    for name in group.ordered:
+        run = group.recipes[name][0]
+        adapted = [target for target in run.plan["targets"] if float(target["rank"]) > 0]
+        rows = [
+            {
+                "name": str(target["name"]),
+                "role": role_of(target).title,
+                "place": row_of(target).title,
+                "shape": " × ".join(str(side) for side in target.get("shape") or ()),
+                "rank": f"{float(target['rank']):g}",
+                "alpha": formats.DASH if (alpha := finite(target.get("alpha"))) is None else f"{alpha:g}",
+                "cost": formats.count(cost_of(target)),
+            }
+            for target in adapted
+        ]
+        entries.append(
+            {
+                "recipe": name,
+                "label": group.label,
+                "seed": run.seed,
+                "hash": str(run.plan.get("hash") or "")[:12],
+                "rows": rows,
+                "idle": len(run.plan["targets"]) - len(adapted),
+                "total": formats.count(finite(run.plan.get("total_params"))),
+                "budget": formats.count(finite(run.plan.get("budget_params"))),
+            }
+        )
+    return entries
+
+
+def _run_rows(runs: Runs) -> list[dict[str, Any]]:
+    """Every run folder, the unfinished ones included, with what is known of it."""
+    rows = [
+        {
+            "hash": run.hash[:12],
+            "recipe": run.recipe,
+            "task": run.task,
+            "budget": run.budget,
+            "seed": str(run.seed),
+            "rate": formats.rate(run.learning_rate),
+            "score": formats.score(run.score),
+            "primary": run.primary,
+            "train": formats.seconds(finite(run.timings.get("train_s"))),
+            "status": "done",
+        }
+        for run in runs
+    ]
+    for problem in runs.problems:
+        if problem.left_out:
+            training: Mapping[str, Any] = problem.config.get("training") or {}
+            rate = finite(training.get("learning_rate")) if isinstance(training, Mapping) else None
+            rows.append(
+                {
+                    "hash": (problem.hash or problem.path.name)[:12],
+                    "recipe": problem.recipe or formats.DASH,
+                    "task": problem.task or formats.DASH,
+                    "budget": str(problem.config.get("budget") or formats.DASH),
+                    "seed": str(problem.config.get("seed", formats.DASH)),
+                    "rate": formats.rate(rate),
+                    "score": formats.DASH,
+                    "primary": "",
+                    "train": formats.DASH,
+                    "status": problem.status,
+                }
+            )
+    return rows

@@ -1,0 +1,155 @@
+"""The comparison as Markdown and CSV."""
+
+from __future__ import annotations
+
+import csv
+import io
+import re
+from collections.abc import Sequence
+from dataclasses import asdict, fields
+
+from tailora.report import formats
+from tailora.report.compare import ComparisonRow, PairedDifference
+from tailora.report.groups import short_model
+
+# An underscore inside a word means nothing to Markdown, and names are full of them.
+_SPECIAL = re.compile(r"([\\`*{}\[\]<>|#]|(?<!\w)_|_(?!\w))")
+
+
+def escape_markdown(text: str) -> str:
+    """Return text that Markdown shows as it is, on one line."""
+    return _SPECIAL.sub(r"\\\1", " ".join(text.split()))
+
+
+def markdown_table(head: Sequence[str], rows: Sequence[Sequence[str]], left: int = 1) -> str:
+    """Lay out a Markdown table.
+
+    Args:
+        head: Column headings.
+        rows: Cells, already escaped where they hold free text.
+        left: How many leading columns are text; the others are aligned to the right.
+
+    Returns:
+        The table, with a final line break.
+    """
+    lines = [head, ["---" if place < left else "---:" for place in range(len(head))], *rows]
+    return "".join(f"| {' | '.join(line)} |\n" for line in lines)
+
+
+def comparison_markdown(rows: Sequence[ComparisonRow]) -> str:
+    """Render the comparison table, one Markdown table per task, model and budget.
+
+    Args:
+        rows: Rows from ``compare_runs``.
+
+    Returns:
+        Markdown text.
+    """
+    parts = []
+    for key in dict.fromkeys((row.task, row.model, row.budget) for row in rows):
+        own = [row for row in rows if (row.task, row.model, row.budget) == key]
+        perplexity = any(row.perplexity is not None for row in own)
+        better = "higher" if own[0].higher_is_better else "lower"
+        label = f"{key[0]}, {short_model(key[1])}, {key[2]}: {own[0].primary} ({better} is better)"
+        head = [
+            "recipe",
+            own[0].primary,
+            "seeds",
+            "loss",
+            *(["perplexity"] if perplexity else []),
+            "adapter parameters",
+        ]
+        head += ["of the base model", "head parameters", "learning rate", "training", "peak memory"]
+        body = [
+            [
+                escape_markdown(row.recipe) + (" (baseline)" if row.baseline else ""),
+                f"**{formats.with_spread(row.score, row.score_std)}**"
+                if row.best
+                else formats.with_spread(row.score, row.score_std),
+                seeds_text(row),
+                formats.score(row.loss),
+                *([formats.score(row.perplexity)] if perplexity else []),
+                formats.count(row.adapter_params),
+                formats.share(row.base_share),
+                formats.count(row.head_params),
+                formats.rate(row.learning_rate),
+                formats.seconds(row.train_s),
+                formats.megabytes(row.peak_memory_mb),
+            ]
+            for row in own
+        ]
+        parts.append(f"{escape_markdown(label)}\n\n{markdown_table([escape_markdown(cell) for cell in head], body)}")
+    return "\n".join(parts)
+
+
+def seeds_text(row: ComparisonRow) -> str:
+    """Write how many seeds finished, and out of how many where some did not."""
+    number = len(row.seeds)
+    return f"{number} of {number + row.left_out}" if row.left_out else str(number)
+
+
+def paired_markdown(pairs: Sequence[PairedDifference]) -> str:
+    """Render the paired differences.
+
+    Args:
+        pairs: Entries from ``paired_differences``.
+
+    Returns:
+        Markdown text, empty without entries.
+    """
+    if not pairs:
+        return ""
+    head = ["task, model, budget", "recipe", "against", "of", "difference", "95 % interval", "p (Holm)", "seeds"]
+    head += ["examples", "verdict"]
+    body = [
+        [
+            escape_markdown(f"{pair.task}, {short_model(pair.model)}, {pair.budget}"),
+            escape_markdown(pair.recipe),
+            escape_markdown(pair.baseline),
+            pair.quantity,
+            formats.signed(pair.difference),
+            interval_text(pair),
+            p_text(pair.p_holm),
+            str(len(pair.seeds)),
+            formats.count(pair.examples),
+            escape_markdown(pair.verdict),
+        ]
+        for pair in pairs
+    ]
+    return markdown_table(head, body, left=4)
+
+
+def interval_text(pair: PairedDifference) -> str:
+    """Write the interval as ``+0.0100 to +0.0300``."""
+    return formats.DASH if pair.low is None else f"{formats.signed(pair.low)} to {formats.signed(pair.high)}"
+
+
+def p_text(value: float | None) -> str:
+    """Write a p-value to three decimals, never as zero."""
+    if value is None:
+        return formats.DASH
+    return "< 0.001" if value < 0.001 else f"{value:.3f}"
+
+
+def comparison_csv(rows: Sequence[ComparisonRow], pairs: Sequence[PairedDifference] = ()) -> str:
+    """Render the comparison as CSV, full precision, one line per recipe with its paired difference.
+
+    Args:
+        rows: Rows from ``compare_runs``.
+        pairs: Entries from ``paired_differences``.
+
+    Returns:
+        CSV text with a heading line; an unknown number is an empty field.
+    """
+    names = [field.name for field in fields(ComparisonRow)]
+    paired = ("quantity", "difference", "low", "high", "p_value", "p_holm", "examples", "verdict")
+    found = {(pair.task, pair.model, pair.budget, pair.recipe): pair for pair in pairs}
+    stream = io.StringIO()
+    writer = csv.writer(stream, lineterminator="\n")
+    writer.writerow([*names, *(f"paired_{name}" for name in paired)])
+    for row in rows:
+        values = {**asdict(row), "seeds": " ".join(map(str, row.seeds))}
+        pair = found.get((row.task, row.model, row.budget, row.recipe))
+        tail = [getattr(pair, name) if pair else None for name in paired]
+        writer.writerow(["" if value is None else value for value in [*(values[name] for name in names), *tail]])
+    return stream.getvalue()
