@@ -1,0 +1,221 @@
+"""What every task provides: data, a model, batches, a trainer and an evaluation."""
+
+from __future__ import annotations
+
+import abc
+import copy
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from tailora.artifacts import content_hash
+from tailora.config import RunConfig, TaskConfig
+from tailora.data import Labels, Table, carve, read_table, sample
+
+if TYPE_CHECKING:
+    import datasets
+    import torch
+
+    from tailora.evaluation import Evaluation
+
+Examples = Sequence[dict[str, list[int] | int]]
+"""Tokenised examples: ``input_ids``, further model inputs, and ``labels`` (a list of tokens, or one class number)."""
+
+
+@dataclass(frozen=True)
+class Splits:
+    """The rows of a task before tokenisation.
+
+    Attributes:
+        train: Training rows.
+        evaluation: Evaluation rows, never used for anything but scores.
+        labels: The classes, where the task has some.
+    """
+
+    train: Table
+    evaluation: Table
+    labels: Labels | None = None
+
+    @property
+    def fingerprint(self) -> str:
+        """SHA-256 of the rows that are used, in order."""
+        return content_hash([self.train.fingerprint, self.evaluation.fingerprint])
+
+
+@dataclass(frozen=True)
+class LoadedModel:
+    """A base model with its tokenizer.
+
+    Attributes:
+        model: The model, in float32 unless its checkpoint says otherwise on a GPU.
+        tokenizer: Pads on the right and has a padding token.
+        new_modules: Top-level modules with weights that the checkpoint lacks, such as ``classifier``; they train
+            fully.
+        new_weights: Modules whose weights are newly initialised.
+    """
+
+    model: Any
+    tokenizer: Any
+    new_modules: tuple[str, ...] = ()
+    new_weights: tuple[str, ...] = ()
+
+    def fresh(self, seed: int) -> LoadedModel:
+        """Return a copy whose newly initialised weights depend on ``seed`` alone.
+
+        Args:
+            seed: Seed of a private random state; the global one is left as it was.
+
+        Returns:
+            A deep copy; this object stays as it is.
+        """
+        import torch
+
+        model = copy.deepcopy(self.model)
+        with torch.random.fork_rng(), torch.no_grad():
+            torch.manual_seed(seed)
+            for name in self.new_weights:
+                # The model's own rule for this kind of module, so a head starts as transformers would start it.
+                model._init_weights(model.get_submodule(name))
+        return LoadedModel(model, copy.deepcopy(self.tokenizer), self.new_modules, self.new_weights)
+
+
+class Task(abc.ABC):
+    """One kind of task.
+
+    Attributes:
+        task_type: peft's name for it.
+        primary: The score that decides.
+        higher_is_better: Which direction is better.
+    """
+
+    task_type: str
+    primary: str
+    higher_is_better: bool
+
+    def read(self, task: TaskConfig) -> Splits:
+        """Read, cap and split the data.
+
+        Args:
+            task: The task's configuration.
+
+        Returns:
+            Disjoint training and evaluation rows, the same for every recipe and seed.
+
+        Raises:
+            DataError: The data cannot be read or lacks what the task needs.
+        """
+        training = read_table(task.train, header=task.header, config=task.config, split=task.train_split)
+        if task.carves_validation:
+            rows, held_out = carve(len(training), task.validation, task.train)
+            training, evaluation = training.take(rows), training.take(held_out)
+        else:
+            assert task.evaluation is not None
+            evaluation = read_table(
+                task.evaluation, header=task.header, config=task.config, split=task.evaluation_split
+            )
+        training = training.take(sample(len(training), task.train_examples))
+        evaluation = evaluation.take(sample(len(evaluation), task.eval_examples))
+        return Splits(training, evaluation)
+
+    @abc.abstractmethod
+    def load(self, config: RunConfig, splits: Splits) -> LoadedModel:
+        """Load the base model and its tokenizer.
+
+        Args:
+            config: The run's configuration.
+            splits: The data, which says how many classes there are.
+
+        Returns:
+            The loaded model; use ``fresh`` before training it.
+
+        Raises:
+            ConfigError: The model cannot be loaded.
+        """
+
+    @abc.abstractmethod
+    def encode(self, task: TaskConfig, splits: Splits, tokenizer: Any) -> tuple[Examples, Examples]:
+        """Tokenise the training and the evaluation rows.
+
+        Args:
+            task: The task's configuration.
+            splits: The rows.
+            tokenizer: The model's tokenizer.
+
+        Returns:
+            Training and evaluation examples.
+
+        Raises:
+            DataError: A row cannot be used.
+        """
+
+    @abc.abstractmethod
+    def collate(self, examples: Examples, tokenizer: Any) -> dict[str, torch.Tensor]:
+        """Pad examples into one batch of tensors ``[batch, length]``, labels included."""
+
+    @abc.abstractmethod
+    def trainer(self, arguments: dict[str, Any], **parts: Any) -> tuple[type, Any, dict[str, Any]]:
+        """Return the library's trainer class, its argument object and its keyword arguments.
+
+        Args:
+            arguments: Keyword arguments of ``transformers.TrainingArguments``.
+            **parts: ``model``, ``tokenizer`` and ``train`` (a ``datasets.Dataset``).
+
+        Returns:
+            Class, arguments, further keyword arguments.
+        """
+
+    @abc.abstractmethod
+    def evaluate(
+        self, model: Any, tokenizer: Any, examples: Examples, *, batch_size: int, labels: Labels | None = None
+    ) -> Evaluation:
+        """Score every example.
+
+        Args:
+            model: The model, wrapped by peft or not; its mode and gradients are left as they were.
+            tokenizer: For padding.
+            examples: Tokenised examples.
+            batch_size: Examples per forward pass; it does not change the scores.
+            labels: Class names for the records.
+
+        Returns:
+            Scores and one record per example, in order.
+        """
+
+    def batches(self, tokenizer: Any, examples: Examples, batch_size: int) -> Iterator[dict[str, torch.Tensor]]:
+        """Yield padded batches of ``examples`` in order."""
+        for start in range(0, len(examples), batch_size):
+            yield self.collate(examples[start : start + batch_size], tokenizer)
+
+    def calibration(
+        self, tokenizer: Any, examples: Examples, *, count: int, batch_size: int, seed: int
+    ) -> list[dict[str, torch.Tensor]]:
+        """Draw calibration batches from training examples.
+
+        Args:
+            tokenizer: For padding.
+            examples: Training examples.
+            count: How many to draw, without replacement.
+            batch_size: Examples per batch.
+            seed: Seed of a private generator.
+
+        Returns:
+            Batches that the model can be called with; similar lengths lie together to save padding.
+        """
+        rows = sample(len(examples), count, seed=seed)
+        chosen = sorted((examples[row] for row in rows), key=lambda example: _length(example))
+        return list(self.batches(tokenizer, chosen, batch_size))
+
+    def dataset(self, examples: Examples) -> datasets.Dataset:
+        """Return examples as an in-memory ``datasets.Dataset``."""
+        import datasets
+
+        return datasets.Dataset.from_list([dict(example) for example in examples])
+
+
+def _length(example: dict[str, Any]) -> int:
+    return len(example["input_ids"])
+
+
+def by_length(examples: Examples) -> list[int]:
+    """Return row numbers by decreasing length: batches of like lengths, and the largest first to fail early."""
+    return sorted(range(len(examples)), key=lambda row: -_length(examples[row]))

@@ -1,0 +1,204 @@
+"""The profile of a run's base model, measured at most once per output folder and shared between runs."""
+
+from __future__ import annotations
+
+import contextlib
+import shutil
+import tempfile
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from tailora.artifacts import content_hash
+from tailora.config import RunConfig
+from tailora.config_files import fingerprint_path
+from tailora.errors import UserError
+from tailora.tasks import TASKS, Examples, LoadedModel, Splits, Task
+
+if TYPE_CHECKING:
+    import torch
+
+    from tailora.profiles import Profile
+    from tailora.targets import Target
+    from tailora.training import Progress
+
+ALWAYS_MEASURED = ("fisher", "gradient_spectrum")
+"""Signals that every run records, so that every report can show them."""
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """A run's data and model, read and tokenised.
+
+    Attributes:
+        task: The task.
+        splits: The rows.
+        base: The base model; never changed.
+        training: Training examples.
+        evaluation: Evaluation examples.
+    """
+
+    task: Task
+    splits: Splits
+    base: LoadedModel
+    training: Examples
+    evaluation: Examples
+
+
+def prepare(config: RunConfig, base: LoadedModel | None = None) -> Prepared:
+    """Read the data, load the model and tokenise.
+
+    Args:
+        config: The run's configuration.
+        base: The loaded base model; loaded when left out.
+
+    Returns:
+        What runs and profiles start from.
+
+    Raises:
+        UserError: The data or the model cannot be used.
+    """
+    task = TASKS[config.task.kind]
+    splits = task.read(config.task)
+    base = base or task.load(config, splits)
+    return Prepared(task, splits, base, *task.encode(config.task, splits, base.tokenizer))
+
+
+def measure_profile(
+    config: RunConfig, signals: Sequence[str] = ALWAYS_MEASURED, *, progress: Progress | None = None
+) -> Profile:
+    """Measure a profile of the targets in ``config.placement``, on training data only; nothing is cached.
+
+    Without evaluation data, the share that a run would hold out is left out here as well.
+
+    Args:
+        config: Model, task, placement and calibration; the rest does not matter.
+        signals: What to measure.
+        progress: Called as ``progress("profile", examples done, examples)``.
+
+    Returns:
+        The profile.
+
+    Raises:
+        UserError: The data, the model or a signal cannot be used.
+    """
+    from tailora.placement import select
+    from tailora.targets import find_targets
+
+    prepared = prepare(config)
+    targets = select(find_targets(prepared.base.model), config.placement)
+    return _measure(config, prepared, list(targets), tuple(signals), progress)
+
+
+def cached_profile(
+    config: RunConfig, prepared: Prepared, signals: Sequence[str] = (), *, progress: Progress | None = None
+) -> Profile:
+    """Return the profile of the base model on the training data, from the cache where it is there.
+
+    The cache key holds the model, the rows, the tokenisation, the calibration and the targets, but neither the run's
+    seed nor its recipe: runs that differ in those share the profile.
+
+    Args:
+        config: The run's configuration.
+        prepared: Its data and model.
+        signals: What the recipe needs besides ``ALWAYS_MEASURED``.
+        progress: Called as ``progress("profile", examples done, examples)``.
+
+    Returns:
+        The profile.
+    """
+    from tailora.profiles import Profile
+
+    names = tuple(dict.fromkeys((*ALWAYS_MEASURED, *signals)))
+    targets = _targets(config, prepared)
+    key = content_hash(
+        {
+            "model": fingerprint_path(config.model),
+            "revision": config.revision,
+            "data": prepared.splits.fingerprint,
+            "task": [config.task.kind, config.task.text, config.task.text_pair, config.task.label],
+            "examples": [config.task.max_length, config.task.train_examples],
+            "calibration": config.calibration.model_dump(mode="json"),
+            "targets": [target.name for target in targets],
+            "signals": sorted(names),
+        }
+    )
+    place = Path(config.output) / "profiles" / key
+    if place.is_dir():
+        with contextlib.suppress(UserError):
+            return Profile.load(place)
+    measured = _measure(config, prepared, targets, names, progress)
+    place.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=place.parent, prefix=".profile-") as temporary:
+        measured.save(Path(temporary) / "profile")
+        if place.exists():
+            shutil.rmtree(place, ignore_errors=True)  # it was there and could not be read
+        with contextlib.suppress(OSError):
+            (Path(temporary) / "profile").rename(place)  # another run may have been first; theirs is as good
+    return measured
+
+
+def summarise(profile: Profile) -> dict[str, dict[str, float]]:
+    """Return one number per target and signal, for heat maps.
+
+    Args:
+        profile: The profile.
+
+    Returns:
+        Signal -> target -> value; a spectrum counts with the sum of its squared singular values.
+    """
+    return {name: profile.scalar(name) for name in ALWAYS_MEASURED if name in profile.signals}
+
+
+def device_of(config: RunConfig) -> torch.device:
+    """Return the device that the Trainer will use.
+
+    Args:
+        config: The run's configuration.
+
+    Returns:
+        The GPU where one is visible and wanted, the CPU otherwise.
+    """
+    import torch
+
+    if config.training.use_cpu:
+        return torch.device("cpu")
+    if torch.cuda.is_available():
+        return torch.device("cuda", torch.cuda.current_device())
+    return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
+
+
+def _targets(config: RunConfig, prepared: Prepared) -> list[Target]:
+    """Choose what to measure: all linear targets, and whatever the placement names beyond them."""
+    from tailora.placement import select
+    from tailora.targets import find_targets
+
+    found = find_targets(prepared.base.model)
+    chosen = {*select(found, "all-linear"), *select(found, config.placement)}
+    return [target for target in found if target in chosen]
+
+
+def _measure(
+    config: RunConfig, prepared: Prepared, targets: list[Target], names: tuple[str, ...], progress: Progress | None
+) -> Profile:
+    from tailora.profiles import profile
+
+    settings = config.calibration
+    # The new head is seeded by the calibration, not by the run: all seeds of a study start from one profile.
+    model = prepared.base.fresh(settings.seed).model.to(device_of(config))
+    batches = prepared.task.calibration(
+        prepared.base.tokenizer,
+        prepared.training,
+        count=settings.examples,
+        batch_size=settings.batch_size,
+        seed=settings.seed,
+    )
+    total = sum(len(batch["input_ids"]) for batch in batches)
+    moved = ({name: tensor.to(device_of(config)) for name, tensor in batch.items()} for batch in batches)
+
+    def tell(done: int) -> None:
+        if progress:
+            progress("profile", done, total)
+
+    return profile(model, moved, names, targets=targets, progress=tell)

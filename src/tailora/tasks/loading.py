@@ -1,0 +1,139 @@
+"""Loading models and tokenizers, with a sentence for everything that can be wrong with them."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from tailora.config import RunConfig
+from tailora.errors import ConfigError
+from tailora.tasks.base import LoadedModel
+
+_TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.txt", "vocab.json", "spiece.model", "vocab.bpe")
+
+
+def load_model(config: RunConfig, auto_class: Any, **arguments: Any) -> LoadedModel:
+    """Load a model in float32 with its tokenizer, from safetensors only.
+
+    Args:
+        config: The run's configuration.
+        auto_class: ``AutoModelForSequenceClassification`` or ``AutoModelForCausalLM``.
+        **arguments: Passed on to ``from_pretrained``.
+
+    Returns:
+        The model and tokenizer; the global random state is left as it was.
+
+    Raises:
+        ConfigError: No such model, no safetensors, or it does not fit the task.
+    """
+    import torch
+    from safetensors import SafetensorError
+
+    check_folder(config.model)
+    common: dict[str, Any] = {"revision": config.revision} if config.revision else {}
+    common["trust_remote_code"] = config.trust_remote_code
+    with torch.random.fork_rng(), _quiet():
+        torch.manual_seed(config.seed)
+        try:
+            model, report = auto_class.from_pretrained(
+                config.model,
+                use_safetensors=True,
+                dtype=torch.float32,
+                output_loading_info=True,
+                **common,
+                **arguments,
+            )
+        except (OSError, ValueError, RuntimeError, KeyError, SafetensorError) as error:
+            reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+            raise ConfigError(
+                f"model {config.model!r} cannot be loaded: {reason}; check the id or folder and the network"
+            ) from None
+        tokenizer = load_tokenizer(config.model, **common)
+    if tokenizer.pad_token is None:
+        raise ConfigError(f"the tokenizer of {config.model!r} has neither a padding nor an end token; add one to it")
+    if model.config.get_text_config().pad_token_id is None:
+        model.config.get_text_config().pad_token_id = tokenizer.pad_token_id
+    missing = sorted(set(report["missing_keys"]) | {_key(entry) for entry in report.get("mismatched_keys", ())})
+    modules = tuple(dict.fromkeys(name.rpartition(".")[0] for name in missing))
+    top = tuple(dict.fromkeys(name.split(".")[0] for name in modules))
+    return LoadedModel(model, tokenizer, top, modules)
+
+
+def load_tokenizer(source: str, **arguments: Any) -> Any:
+    """Load a tokenizer that pads on the right with a padding token.
+
+    Args:
+        source: Hub id or folder.
+        **arguments: Passed on to ``from_pretrained``.
+
+    Returns:
+        The tokenizer.
+
+    Raises:
+        ConfigError: There is none.
+    """
+    from transformers import AutoTokenizer
+
+    folder = Path(source)
+    # transformers makes up an empty tokenizer for a known architecture, which would read every text as unknown words.
+    if folder.is_dir() and not any((folder / name).is_file() for name in _TOKENIZER_FILES):
+        raise ConfigError(f"model folder {source!r} has no tokenizer; add its files, such as tokenizer.json")
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(source, **arguments)
+    except (OSError, ValueError, KeyError, ImportError) as error:
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise ConfigError(f"model {source!r} has no usable tokenizer: {reason}; add its tokenizer files") from None
+    # Padding on the right keeps positions equal to those of the unpadded text for every kind of position encoding.
+    tokenizer.padding_side = "right"
+    if tokenizer.pad_token is None:
+        tokenizer.pad_token = tokenizer.eos_token or tokenizer.unk_token
+    return tokenizer
+
+
+def check_folder(model: str) -> None:
+    """Refuse a model folder that is missing or holds pickled weights only.
+
+    Args:
+        model: Hub id or folder; a hub id passes.
+
+    Raises:
+        ConfigError: The folder cannot be used.
+    """
+    path = Path(model)
+    if path.is_file():
+        raise ConfigError(f"model {model!r} is a file; give the folder it lies in")
+    if not path.exists():
+        if path.is_absolute() or model[0] in ".~":
+            raise ConfigError(f"model folder {model!r} does not exist; check the path or give a hub id")
+        return
+    if not (path / "config.json").is_file():
+        raise ConfigError(f"model folder {model!r} has no config.json; give the folder that save_pretrained wrote")
+    if not any(path.glob("*.safetensors")):
+        pickled = next((file.name for file in sorted(path.iterdir()) if file.suffix in {".bin", ".pt", ".pth"}), None)
+        found = f"only the pickle {pickled}" if pickled else "no weights"
+        raise ConfigError(
+            f"model folder {model!r} holds {found}, but weights are read from safetensors alone (a pickle can run "
+            "code); save the model with save_pretrained"
+        )
+
+
+def _key(entry: Any) -> str:
+    return entry if isinstance(entry, str) else str(entry[0])
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Silence the loading report and progress bars: a new head is what we asked for."""
+    from transformers.utils import logging
+
+    level, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(level)
+        if bars:
+            logging.enable_progress_bar()

@@ -1,0 +1,74 @@
+"""Class labels and splits."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from tailora.data import Labels, carve, sample
+from tailora.errors import DataError
+
+
+def test_ids_keep_their_order_and_names_are_sorted():
+    assert Labels.from_training(["10", "2", "1"], "d", "label").names == ("1", "2", "10")
+    assert Labels.from_training([2, 0, 1.0], "d", "label").names == ("0", "1", "2")
+    assert Labels.from_training(["pos", "neg"], "d", "label").names == ("neg", "pos")
+
+
+def test_encode_is_the_inverse():
+    labels = Labels.from_training(["b", "a", "c", "a"], "d", "label")
+    assert [labels.names[i] for i in labels.encode(["c", "a"], "d", "label")] == ["c", "a"]
+
+
+@pytest.mark.parametrize(
+    ("values", "words"),
+    [
+        (["a", "a"], "only the class 'a'"),
+        (["a", None], "row 2 has no label"),
+        (["a", ""], "row 2 has no label"),
+        (["a", 0.5], "row 2 has the label 0.5"),
+    ],
+)
+def test_bad_training_labels(values, words):
+    with pytest.raises(DataError, match=words):
+        Labels.from_training(values, "d.csv", "label")
+
+
+def test_label_that_training_lacks():
+    labels = Labels.from_training(["a", "b"], "d", "label")
+    with pytest.raises(
+        DataError, match=r"'e.csv', row 2 has the label 'c', which the training data lacks \(it has a, b"
+    ):
+        labels.encode(["a", "c"], "e.csv", "label")
+
+
+@given(st.integers(0, 300), st.none() | st.integers(1, 400), st.integers(0, 5))
+def test_sample_is_a_sorted_subset_and_repeats(rows, count, seed):
+    drawn = sample(rows, count, seed=seed)
+    assert drawn == sorted(set(drawn)) == sample(rows, count, seed=seed)
+    assert len(drawn) == (rows if count is None else min(rows, count))
+    assert set(drawn) <= set(range(rows))
+
+
+@given(st.integers(4, 300), st.floats(0.2, 0.8), st.booleans())
+def test_carve_parts_are_disjoint_and_complete(rows, share, contiguous):
+    training, validation = carve(rows, share, "d", contiguous=contiguous)
+    assert sorted(training + validation) == list(range(rows))
+    assert training
+    assert validation
+    if contiguous:
+        assert max(training) < min(validation)
+
+
+def test_carve_refuses_an_empty_side():
+    with pytest.raises(DataError, match="leaves one side empty"):
+        carve(3, 0.01, "d")
+
+
+def test_global_random_state_is_untouched():
+    import numpy as np
+
+    before = np.random.get_state()[1].tolist()  # noqa: NPY002
+    sample(100, 10)
+    assert np.random.get_state()[1].tolist() == before  # noqa: NPY002
