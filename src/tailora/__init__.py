@@ -31,7 +31,7 @@ _HOMES = {
     "find_targets": "tailora.targets",
 }
 
-__all__ = ["__version__", *_HOMES]
+__all__ = ["Budget", "Plan", "Profile", "Target", "__version__", "find_targets", "plan", "profile"]
 
 
 def __getattr__(name: str) -> Any:

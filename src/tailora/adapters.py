@@ -104,6 +104,7 @@ def apply_plan(
         warnings.filterwarnings("ignore", message="fan_in_fan_out is set to")
         # peft looks for the keys of expert tensors among modules only; the count below is the real check.
         warnings.filterwarnings("ignore", message="The following (rank|alpha)_pattern keys did not match")
+        warnings.filterwarnings("ignore", message=".*is_gradient_checkpointing.* is deprecated")
         torch.manual_seed(seed)
         wrapped = get_peft_model(model, config)  # pyright: ignore[reportArgumentType]
     counted = count_parameters(wrapped)["adapter_params"]

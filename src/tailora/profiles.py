@@ -231,6 +231,7 @@ def profile(
         if found.loss in ("causal-lm", "token")
         else "per example",
         "labels": "data",
+        "pooling": "sum over an example's positions",
         "mean_loss": found.mean_loss,
         "mode": "eval",
         "one_by_one": found.one_by_one,

@@ -19,9 +19,10 @@ from tailora.artifacts import read_json, write_json
 from tailora.config import RunConfig, is_recipe_file, make_config
 from tailora.errors import PlanMismatchError, TailoraError, UserError
 from tailora.evaluation import Evaluation
+from tailora.progress import Progress
 from tailora.tasks import TASKS, LoadedModel
 from tailora.tasks.calibration import Prepared, cached_profile, device_of, measure_profile, prepare, summarise
-from tailora.training import Job, Progress, Trained, evaluation_row, train, write_rows
+from tailora.training import Job, Trained, evaluation_row, train, write_rows
 
 if TYPE_CHECKING:
     import torch
@@ -340,4 +341,4 @@ def _one_line(error: BaseException) -> str:
     return text if isinstance(error, TailoraError) else f"{type(error).__name__}: {text}"
 
 
-__all__ = ["Progress", "evaluate_adapter", "execute", "is_done", "load_base", "measure_profile", "run_folder"]
+__all__ = ["evaluate_adapter", "execute", "is_done", "load_base", "measure_profile", "run_folder"]

@@ -16,15 +16,13 @@ from typing import TYPE_CHECKING, Any, Protocol
 from tailora.artifacts import canonical_json, write_text
 from tailora.config import TrainingConfig
 from tailora.errors import TrainingError
+from tailora.progress import Progress
 
 if TYPE_CHECKING:
     import datasets
     import torch
 
     from tailora.evaluation import Evaluation
-
-Progress = Callable[[str, int, int], None]
-"""Called as ``progress(stage, done, total)``; total 0 means unknown."""
 
 
 class Trainable(Protocol):

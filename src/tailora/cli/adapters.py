@@ -8,8 +8,8 @@ from typing import Annotated
 import typer
 
 from tailora.cli.output import print_json
-from tailora.cli.runs import stages
 from tailora.cli.showing import Json
+from tailora.progress import stage_bar
 
 
 def evaluate(
@@ -28,7 +28,7 @@ def evaluate(
     if overrides and task is None:
         raise ConfigError(f"--set {overrides[0]} changes a configuration, and none is given; add --task CONFIG.yaml")
     config = None if task is None else load_config(task, overrides or [])
-    with stages(f"evaluating {adapter.name}") as progress:
+    with stage_bar(f"evaluating {adapter.name}") as progress:
         scores = evaluate_adapter(adapter, config, progress=progress)
     if json:
         print_json(scores)

@@ -7,9 +7,10 @@ from typing import Annotated, Any
 
 import typer
 
-from tailora.cli.output import out, print_json, progress_bar, say
+from tailora.cli.output import out, print_json, say
 from tailora.cli.showing import Json, Model, TrustCode
 from tailora.errors import UserError
+from tailora.progress import stage_bar
 
 DEFAULT_SIGNALS = "fisher,gradient_spectrum"
 
@@ -53,8 +54,8 @@ def profile(
         },
         where="tailora profile",
     )
-    with progress_bar("profiling", examples) as advance:
-        found = measure_profile(config, names, progress=lambda stage, done, total: advance(done))
+    with stage_bar(f"profiling {model}") as progress:
+        found = measure_profile(config, names, progress=progress)
     found.save(output)
     if json:
         print_json({"profile": str(output), "hash": found.hash, "meta": dict(found.meta)})

@@ -2,18 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
 from tailora.cli.output import out, print_json, say
 from tailora.cli.showing import Json
-
-if TYPE_CHECKING:
-    from tailora.training import Progress
+from tailora.progress import stage_bar
 
 
 def train(
@@ -31,7 +27,7 @@ def train(
     loaded = load_config(config, overrides or [])
     if is_done(loaded):
         say("tailora: this run is already done; its results follow")
-    with stages(f"{loaded.recipe}, seed {loaded.seed}") as progress:
+    with stage_bar(f"{loaded.recipe}, seed {loaded.seed}") as progress:
         folder = execute(loaded, progress=progress)
     from tailora.report.html import write_report
 
@@ -45,31 +41,6 @@ def train(
 
     out().print(comparison_table(load_runs(folder)))
     print(f"run: {folder}\nreport: {page}")
-
-
-@contextmanager
-def stages(title: str) -> Iterator[Progress]:
-    """Show a run's stages on stderr.
-
-    Args:
-        title: What is running.
-
-    Yields:
-        A function that takes the stage, the steps done and the steps in all.
-    """
-    from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
-
-    columns = (
-        TextColumn("{task.description}"),
-        TextColumn("{task.fields[stage]:<8}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TimeElapsedColumn(),
-    )
-    with Progress(*columns, console=Console(stderr=True)) as bar:
-        row = bar.add_task(title, total=None, stage="load")
-        yield lambda stage, done, total: bar.update(row, stage=stage, completed=done, total=total or None)
 
 
 def demo(

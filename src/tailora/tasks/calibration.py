@@ -20,8 +20,8 @@ if TYPE_CHECKING:
     import torch
 
     from tailora.profiles import Profile
+    from tailora.progress import Progress
     from tailora.targets import Target
-    from tailora.training import Progress
 
 ALWAYS_MEASURED = ("fisher", "gradient_spectrum")
 """Signals that every run records, so that every report can show them."""
