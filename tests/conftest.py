@@ -6,6 +6,11 @@ import os
 from pathlib import Path
 
 import pytest
+from hypothesis import HealthCheck, settings
+
+# Machines are shared and noisy: how long an example takes says nothing about the code.
+settings.register_profile("tailora", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("tailora")
 
 # No test may reach for the hub: everything is local or built from a config.
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
