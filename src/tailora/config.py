@@ -15,8 +15,18 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
 from tailora.artifacts import content_hash
-from tailora.config_files import apply_overrides, fingerprint_path, is_recipe_file, read_yaml, resolve_paths
+from tailora.budget import Budget
+from tailora.config_files import (
+    apply_overrides,
+    check_plain,
+    fingerprint_path,
+    is_recipe_file,
+    read_yaml,
+    resolve_paths,
+    world_size,
+)
 from tailora.errors import ConfigError, did_you_mean
+from tailora.placement import parse as parse_placement
 
 
 def _number(value: Any) -> Any:
@@ -30,8 +40,9 @@ def _text(value: Any) -> Any:
     return str(value) if isinstance(value, int | float) and not isinstance(value, bool) else value
 
 
-PositiveInt = Annotated[int, BeforeValidator(_number), Field(ge=1)]
-NaturalInt = Annotated[int, BeforeValidator(_number), Field(ge=0)]
+# Libraries below hold counts and seeds in 32 bits; a larger number would only fail later and less clearly.
+PositiveInt = Annotated[int, BeforeValidator(_number), Field(ge=1, lt=2**31)]
+NaturalInt = Annotated[int, BeforeValidator(_number), Field(ge=0, lt=2**32)]
 PositiveFloat = Annotated[float, BeforeValidator(_number), Field(gt=0, allow_inf_nan=False)]
 NaturalFloat = Annotated[float, BeforeValidator(_number), Field(ge=0, allow_inf_nan=False)]
 Share = Annotated[float, BeforeValidator(_number), Field(ge=0, lt=1, allow_inf_nan=False)]
@@ -47,7 +58,8 @@ class TaskConfig(_Section):
     """What is learned, from which data.
 
     Attributes:
-        kind: ``text-classification`` or ``causal-lm``.
+        kind: ``text-classification``, ``regression``, ``multiple-choice``, ``token-classification``, ``seq2seq``,
+            ``image-classification`` or ``causal-lm``.
         name: Name for reports; the training file's folder or stem when left out.
         train: Data file, or hub id of a data set.
         evaluation: Data file or hub id that scores the run; without one, ``validation`` carves it out of training.
@@ -58,7 +70,8 @@ class TaskConfig(_Section):
         text: Column of the text (name, or number from 0 without a header); for causal-lm the prompt when
             ``text_pair`` is given.
         text_pair: Column of a second text; for causal-lm the completion, which alone then counts in the loss.
-        label: Column of the class (classification only).
+        label: Column of the class, the score (regression), the right answer (multiple-choice) or the tags.
+        metric: The score that decides, such as ``matthews``; the task's usual one when left out.
         max_length: Longest sequence, in tokens; the block length for plain text.
         train_examples: Use at most this many training examples (drawn once, the same for every seed).
         eval_examples: Use at most this many evaluation examples.
@@ -67,7 +80,15 @@ class TaskConfig(_Section):
             choosing learning rates), or ``auto`` (evaluation data if given).
     """
 
-    kind: Literal["text-classification", "causal-lm"]
+    kind: Literal[
+        "text-classification",
+        "regression",
+        "multiple-choice",
+        "token-classification",
+        "seq2seq",
+        "image-classification",
+        "causal-lm",
+    ]
     name: str = ""
     train: str = Field(min_length=1)
     evaluation: str | None = None
@@ -78,6 +99,7 @@ class TaskConfig(_Section):
     text: Column = "text"
     text_pair: Column | None = None
     label: Column = "label"
+    metric: str | None = None
     max_length: Annotated[int, BeforeValidator(_number), Field(ge=2)] = 128
     train_examples: PositiveInt | None = None
     eval_examples: PositiveInt | None = None
@@ -130,7 +152,24 @@ class TrainingConfig(_Section):
         save_steps: Steps between checkpoints, which are what a killed run loses at most.
         gradient_checkpointing: Trade computing for memory.
         bf16: Mixed precision; where left out, on GPUs that support it and never on CPU.
+        fp16: Mixed precision in half floats, for GPUs without bf16; never on CPU.
         use_cpu: Stay on the CPU even where a GPU is visible.
+        optim: The optimizer, by transformers' name.
+        adam_beta1: AdamW's memory of the gradient.
+        adam_beta2: AdamW's memory of its square.
+        adam_epsilon: AdamW's divisor at rest.
+        validation_share: Share of the training examples held out for early stopping and the best checkpoint; never
+            of the evaluation data.
+        early_stopping_patience: Stop after so many validations (every ``eval_steps``) without an improvement.
+        early_stopping_threshold: What counts as an improvement.
+        load_best_model_at_end: Go back to the adapter of the best validation.
+        metric_for_best_model: What a validation is judged by, ``loss`` or ``accuracy``.
+        dataloader_num_workers: Processes that put batches together.
+        dataloader_drop_last: Leave out the last, smaller batch of a pass.
+        report_to: Trackers that transformers reports the training to, such as ``tensorboard``.
+        push_to_hub: Push the adapter and its tokenizer to the hub when the run is done.
+        hub_model_id: Where to, such as ``me/my-adapter``.
+        hub_private_repo: Whether a new hub repository is private.
     """
 
     learning_rate: PositiveFloat = 2e-4
@@ -150,7 +189,39 @@ class TrainingConfig(_Section):
     save_steps: PositiveInt = 100
     gradient_checkpointing: bool = False
     bf16: bool | None = None
+    fp16: bool = False
     use_cpu: bool = False
+    optim: Literal["adamw_torch", "adamw_torch_fused", "adafactor", "sgd", "adagrad", "rmsprop"] = "adamw_torch"
+    adam_beta1: Share = 0.9
+    adam_beta2: Share = 0.999
+    adam_epsilon: PositiveFloat = 1e-8
+    validation_share: Annotated[float, BeforeValidator(_number), Field(gt=0, lt=1, allow_inf_nan=False)] = 0.1
+    early_stopping_patience: PositiveInt | None = None
+    early_stopping_threshold: NaturalFloat = 0.0
+    load_best_model_at_end: bool = False
+    metric_for_best_model: Literal["loss", "accuracy"] = "loss"
+    dataloader_num_workers: NaturalInt = 0
+    dataloader_drop_last: bool = False
+    report_to: tuple[Literal["tensorboard", "wandb", "mlflow", "comet_ml", "trackio", "swanlab"], ...] = ()
+    push_to_hub: bool = False
+    hub_model_id: Text | None = None
+    hub_private_repo: bool | None = None
+
+    @property
+    def validates(self) -> bool:
+        """Whether a share of the training examples is held out to stop early or to keep the best adapter."""
+        return self.early_stopping_patience is not None or self.load_best_model_at_end
+
+    @model_validator(mode="after")
+    def _fits_together(self) -> TrainingConfig:
+        if self.bf16 and self.fp16:
+            raise ValueError("training.bf16=true and training.fp16=true are both given; keep one")
+        if self.validates and self.eval_steps is None:
+            name = "load_best_model_at_end" if self.early_stopping_patience is None else "early_stopping_patience"
+            raise ValueError(f"training.{name} needs training.eval_steps, the steps between validations; add it")
+        if self.push_to_hub and self.hub_model_id is None:
+            raise ValueError("training.push_to_hub=true needs training.hub_model_id, such as me/my-adapter; add it")
+        return self
 
     @model_validator(mode="after")
     def _one_duration(self) -> TrainingConfig:
@@ -160,6 +231,16 @@ class TrainingConfig(_Section):
                 "both given; keep one"
             )
         return self
+
+
+NOT_IN_HASH = (
+    "report_to",
+    "push_to_hub",
+    "hub_model_id",
+    "hub_private_repo",
+    "dataloader_num_workers",
+)
+"""Training settings that do not influence the result."""
 
 
 class RunConfig(_Section):
@@ -206,6 +287,11 @@ class RunConfig(_Section):
         """
         facts = self.to_dict()
         del facts["output"], facts["task"]["name"]
+        for name in NOT_IN_HASH:
+            del facts["training"][name]
+        if (processes := world_size()) > 1:
+            # Every process takes per_device_train_batch_size examples, so their number changes what a step learns.
+            facts["processes"] = processes
         facts["model"] = fingerprint_path(self.model)
         facts["recipe"] = fingerprint_path(self.recipe) if is_recipe_file(self.recipe) else self.recipe
         facts["task"]["train"] = fingerprint_path(self.task.train)
@@ -225,11 +311,17 @@ def make_config(values: dict[str, Any], *, where: str = "configuration") -> RunC
 
     Raises:
         ConfigError: The first thing wrong, as one sentence with the dotted key, the value and the way out.
+        BudgetError: The budget cannot be read.
+        PlacementError: The placement cannot be read.
     """
+    check_plain(values, where)
     try:
         config = RunConfig.model_validate(values)
     except ValidationError as error:
         raise ConfigError(_sentence(error, where)) from None
+    # What can be refused without data or model is refused before either is touched.
+    Budget.parse(config.budget)
+    parse_placement(config.placement)
     if not config.task.name:
         config = config.model_copy(update={"task": config.task.model_copy(update={"name": _task_name(config.task)})})
     return config

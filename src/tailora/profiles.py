@@ -24,6 +24,13 @@ if TYPE_CHECKING:
     from tailora.signals.losses import Loss
 
 FORMAT = "tailora-profile/1"
+REDUCTIONS = {
+    "causal-lm": "mean over an example's own tokens",
+    "token": "mean over an example's own tokens",
+    "causal-lm-sum": "sum over an example's own tokens",
+    "token-sum": "sum over an example's own tokens",
+}
+"""How the tokens of one example make its loss, by name of the loss."""
 
 
 @dataclass(frozen=True)
@@ -184,7 +191,8 @@ def profile(
         placement: Which targets to measure.
         targets: The targets themselves, instead of a placement.
         loss: ``auto`` (each example's mean over its own tokens; checked against the model's own loss), ``causal-lm``,
-            ``token``, ``classification``, ``regression``, or a callable from outputs and batch to ``[n_examples]``.
+            ``token``, their sums ``causal-lm-sum`` and ``token-sum``, ``classification``, ``regression``, or a callable
+            from outputs and batch to ``[n_examples]``.
         check: Compare two examples of the first batch with their gradients taken alone.
         seed: For signals that draw at random.
         progress: Called with the number of examples seen so far.
@@ -227,9 +235,7 @@ def profile(
         "examples": found.examples,
         "batches": found.batches,
         "loss": found.loss,
-        "loss_reduction": "mean over an example's own tokens"
-        if found.loss in ("causal-lm", "token")
-        else "per example",
+        "loss_reduction": REDUCTIONS.get(found.loss, "per example"),
         "labels": "data",
         "pooling": "sum over an example's positions",
         "mean_loss": found.mean_loss,

@@ -265,3 +265,19 @@ def test_embeddings_are_measured_directly():
     twin = models.build("llama", dtype=torch.float64)
     examples = slow.example_gradients(twin, targets, models.batches("llama"), slow.causal_lm)
     np.testing.assert_allclose(found.signals["fisher"], slow.fisher_trace(examples), rtol=1e-10)
+
+
+@pytest.mark.parametrize(
+    ("name", "loss", "twin"), [("llama", "causal-lm-sum", slow.causal_lm), ("t5", "token-sum", slow.unshifted)]
+)
+def test_the_sum_over_tokens_weighs_long_examples_more(name, loss, twin):
+    def summed(outputs, row):
+        labels = row["labels"][0, 1:] if name == "llama" else row["labels"][0]
+        return twin(outputs, row) * int((labels != -100).sum())
+
+    model = models.build(name, dtype=torch.float64)
+    targets = select(find_targets(model), "all-linear")
+    found = collect(model, targets, models.batches(name), ("fisher",), loss=loss)
+    examples = slow.example_gradients(model, targets, models.batches(name), summed)
+    np.testing.assert_allclose(found.signals["fisher"], slow.fisher_trace(examples), rtol=1e-10)
+    assert tailora.profile(model, models.batches(name), loss=loss).meta["loss_reduction"].startswith("sum")

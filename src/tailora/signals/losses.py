@@ -45,6 +45,32 @@ def token_loss(outputs: Any, batch: Mapping[str, Any]) -> Tensor:
     return _token_means(outputs.logits, batch["labels"])
 
 
+def causal_lm_sum(outputs: Any, batch: Mapping[str, Any]) -> Tensor:
+    """Return each sequence's negative log-likelihood, summed over its own tokens: long examples weigh more.
+
+    Args:
+        outputs: Model outputs with ``logits [n, length, vocabulary]``.
+        batch: With ``labels [n, length]``, -100 where a token does not count; shifted here.
+
+    Returns:
+        Nats, ``[n]``.
+    """
+    return causal_lm_loss(outputs, batch) * _tokens("causal-lm", batch)
+
+
+def token_sum(outputs: Any, batch: Mapping[str, Any]) -> Tensor:
+    """Return each sequence's cross-entropy, summed over its own labelled tokens, not shifted.
+
+    Args:
+        outputs: Model outputs with ``logits [n, length, classes]``.
+        batch: With ``labels [n, length]``, -100 where a token does not count.
+
+    Returns:
+        Nats, ``[n]``.
+    """
+    return token_loss(outputs, batch) * _tokens("token", batch)
+
+
 def classification_loss(outputs: Any, batch: Mapping[str, Any]) -> Tensor:
     """Return each example's cross-entropy.
 
@@ -75,7 +101,9 @@ def regression_loss(outputs: Any, batch: Mapping[str, Any]) -> Tensor:
 
 LOSSES: dict[str, Loss] = {
     "causal-lm": causal_lm_loss,
+    "causal-lm-sum": causal_lm_sum,
     "token": token_loss,
+    "token-sum": token_sum,
     "classification": classification_loss,
     "regression": regression_loss,
 }
@@ -92,10 +120,8 @@ def counted_examples(kind: str, batch: Mapping[str, Any], losses: Tensor) -> Ten
     Returns:
         bool ``[n]``; an example without labels has no gradient and must not dilute a mean over examples.
     """
-    if kind == "causal-lm":
-        return (batch["labels"][:, 1:] != IGNORED_LABEL).any(dim=1)
-    if kind == "token":
-        return (batch["labels"] != IGNORED_LABEL).reshape(len(losses), -1).any(dim=1)
+    if kind.startswith(("causal-lm", "token")):
+        return _tokens(kind, batch) > 0
     return torch.ones(len(losses), dtype=torch.bool, device=losses.device)
 
 
@@ -163,19 +189,24 @@ def _compare(name: str, model: nn.Module, outputs: Any, batch: Mapping[str, Any]
     theirs = float(theirs.detach())
     with torch.no_grad():
         losses = LOSSES[name](outputs, batch).double()
-        if name == "causal-lm":
-            weights = (batch["labels"][:, 1:] != IGNORED_LABEL).sum(dim=1).double()
-        elif name == "token":
-            weights = (batch["labels"] != IGNORED_LABEL).reshape(len(losses), -1).sum(dim=1).double()
+        if name.startswith(("causal-lm", "token")):
+            tokens = _tokens(name, batch).double()
+            total = losses.sum() if name.endswith("-sum") else (losses * tokens).sum()
+            ours = float(total / tokens.sum().clamp(min=1))
         else:
-            weights = torch.ones_like(losses)
-        ours = float((losses * weights).sum() / weights.sum().clamp(min=1))
+            ours = float(losses.mean())
     coarse = outputs.logits.dtype in (torch.float16, torch.bfloat16)
     if abs(ours - theirs) > (5e-2 if coarse else 1e-3) * max(1.0, abs(ours)):
         raise ProfileError(
             f"{type(model).__name__} computes the loss {theirs:.6g} on the first batch and the {name!r} loss is "
             f"{ours:.6g}: it trains on something else; pass loss= a callable that returns its loss per example"
         )
+
+
+def _tokens(kind: str, batch: Mapping[str, Any]) -> Tensor:
+    """Return how many tokens of each example count, ``[n]``."""
+    labels = batch["labels"][:, 1:] if kind.startswith("causal-lm") else batch["labels"]
+    return (labels != IGNORED_LABEL).reshape(len(labels), -1).sum(dim=1)
 
 
 def _token_means(logits: Tensor, labels: Tensor) -> Tensor:
