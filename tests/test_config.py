@@ -13,6 +13,9 @@ from tailora.errors import ConfigError
 BASE = {"model": "org/model", "task": {"kind": "causal-lm", "train": "org/data"}}
 
 
+ONE_PROCESS = make_config(BASE).hash
+
+
 def write(path, text):
     path.write_text(text, encoding="utf-8")
     return path
@@ -79,6 +82,13 @@ def change(**changes):
             change(training__max_steps=5, training__num_train_epochs=2),
             ["max_steps=5", "num_train_epochs=2", "keep one"],
         ),
+        (change(training__early_stopping_patience=2), ["early_stopping_patience needs training.eval_steps"]),
+        (change(training__load_best_model_at_end=True), ["load_best_model_at_end needs training.eval_steps"]),
+        (change(training__push_to_hub=True), ["push_to_hub=true needs training.hub_model_id"]),
+        (change(training__bf16=True, training__fp16=True), ["bf16=true and training.fp16=true", "keep one"]),
+        (change(training__report_to="tensorbord"), ["report_to", "'tensorbord'", "did you mean 'tensorboard'"]),
+        (change(training__optim="adam"), ["training.optim='adam'", "adamw_torch"]),
+        (change(seed=2**32), ["seed=4294967296"]),
         (change(training__lr_scheduler_type="cosin"), ["lr_scheduler_type='cosin'", "did you mean 'cosine'"]),
         (change(task__kind="causal-ml"), ["task.kind='causal-ml'", "did you mean 'causal-lm'"]),
         (change(task__evaluate_on="evaluation"), ["task.evaluate_on", "task.evaluation is missing"]),
@@ -150,6 +160,13 @@ def test_hash_follows_content_and_not_place(tmp_path):
 )
 def test_hash_changes_with_what_matters(changes):
     assert make_config(change(**changes)).hash != make_config(BASE).hash
+
+
+def test_what_does_not_influence_the_result_does_not_matter(monkeypatch):
+    same = {"report_to": "wandb", "push_to_hub": True, "hub_model_id": "a/b", "dataloader_num_workers": 2}
+    assert make_config(change(**{f"training__{k}": v for k, v in same.items()})).hash == make_config(BASE).hash
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    assert make_config(change(seed=0)).hash != ONE_PROCESS
 
 
 def test_name_and_output_do_not_matter():

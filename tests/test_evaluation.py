@@ -52,6 +52,8 @@ def test_classification_against_a_plain_loop():
         "loss": result.loss,
         "examples": 5,
         "accuracy": result.accuracy,
+        "f1": result.metrics["f1"],
+        "matthews": result.metrics["matthews"],
     }
 
 

@@ -17,7 +17,7 @@ import tailora
 SOURCE = Path(tailora.__file__).parent
 # A module may import from its own layer and the layers before it.
 LAYERS = [
-    ("_version", "errors", "registry", "artifacts", "validation", "progress"),
+    ("_version", "errors", "registry", "artifacts", "validation", "progress", "locking", "stopping"),
     ("targets",),
     ("placement", "budget", "fingerprints", "architecture"),
     ("signals",),
@@ -25,12 +25,14 @@ LAYERS = [
     ("allocation",),
     ("recipes",),
     ("planning", "plans", "adapters"),
+    ("emit",),
     ("methods",),
-    ("config_files", "config", "environment"),
+    ("config_files", "config_training", "config", "failures", "environment"),
     ("data", "evaluation"),
-    ("training",),
+    ("processes",),
+    ("checkpoints", "early_stopping", "training"),
     ("tasks",),
-    ("runs",),
+    ("run_folders", "adapter_folders", "runs"),
     ("report",),
     ("demo",),
     ("cli",),

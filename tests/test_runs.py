@@ -16,7 +16,7 @@ from transformers import AutoModelForSequenceClassification
 
 import tailora.profiles
 from tailora.config import make_config
-from tailora.errors import ConfigError, TrainingError, UserError
+from tailora.errors import ConfigError, TailoraError, TrainingError, UserError
 from tailora.plans import Plan
 from tailora.runs import evaluate_adapter, execute, is_done, load_base, measure_profile, run_folder
 from tiny_runs import read_rows, review_config, text_config
@@ -220,11 +220,58 @@ def test_killed_run_continues_with_its_plan_and_ends_the_same(tmp_path, how):
     assert execute(config) == folder
     assert (folder / "plan.json").read_bytes() == planned
     assert {path.name for path in folder.iterdir()} == FILES
-    assert load(folder, "timings")["resumed_from_step"] == 15
+    # A signal leaves a checkpoint of the step at hand; a kill leaves the last one.
+    assert load(folder, "timings")["resumed_from_step"] == (15 if how == "SIGKILL" else 17)
     whole = execute(config.model_copy(update={"output": str(tmp_path / "whole")}))
     assert load(folder, "scores")["loss"] == pytest.approx(load(whole, "scores")["loss"], rel=1e-5)
     rows, expected = (read_rows(place / "history.jsonl") for place in (folder, whole))
     assert [(r["step"], r["split"]) for r in rows] == [(r["step"], r["split"]) for r in expected]
+
+
+def test_early_stopping_in_a_run_uses_training_examples_alone(tmp_path):
+    settings = {"max_steps": 12, "eval_steps": 2, "early_stopping_patience": 1, "early_stopping_threshold": 9.0}
+    config = review_config(tmp_path, training={**settings, "load_best_model_at_end": True})
+    folder = execute(config)
+    # Nothing improves by 9, so the second validation ends it and the first one's adapter is kept.
+    assert (load(folder, "timings")["steps"], load(folder, "timings")["best_step"]) == (4, 2)
+    rows = read_rows(folder / "history.jsonl")
+    assert [row["step"] for row in rows if row["split"] == "validation"] == [2, 4]
+    assert rows[-1]["loss"] == load(folder, "scores")["loss"]
+    assert load(folder, "scores")["examples"] == 40
+    assert evaluate_adapter(folder)["loss"] == pytest.approx(load(folder, "scores")["loss"], rel=1e-5)
+    assert {path.name for path in folder.iterdir()} == FILES
+
+
+def test_push_to_hub(tmp_path, monkeypatch):
+    pushed = []
+
+    def push(self, name, **keywords):
+        if len(pushed) == 1:
+            raise OSError("401 Client Error:\nUnauthorized")
+        pushed.append((type(self).__name__, name, keywords))
+
+    hub = {"push_to_hub": True, "hub_model_id": "me/it", "hub_private_repo": True}
+    config = text_config(tmp_path, training={"max_steps": 1, "eval_steps": None, **hub})
+    assert config.hash == text_config(tmp_path, training={"max_steps": 1, "eval_steps": None}).hash
+    monkeypatch.setattr(PeftModel, "push_to_hub", push)
+    monkeypatch.setattr("transformers.PreTrainedTokenizerFast.push_to_hub", push)
+    with pytest.raises(TailoraError, match=r"hub_model_id='me/it' failed .*401 Client Error: Unauthorized.*log in"):
+        execute(config)
+    assert load(run_folder(config), "status")["status"] == "failed"
+    pushed[:] = [0, 0]
+    execute(config)
+    assert is_done(config)
+    assert [entry[1:] for entry in pushed[2:]] == [("me/it", {"private": True})] * 2
+    assert pushed[2][0].startswith("PeftModel")
+
+
+def test_settings_that_cannot_be_met_are_refused_before_any_work(tmp_path):
+    config = review_config(tmp_path, recipe="lora-plus", training={"optim": "sgd", "max_steps": 1})
+    with pytest.raises(UserError, match="training.optim='sgd' cannot be used: the method 'lora-plus' brings its own"):
+        execute(config)
+    config = review_config(tmp_path, training={"report_to": ["swanlab"]})
+    with pytest.raises(UserError, match="report_to='swanlab' needs the package 'swanlab', which is not installed"):
+        execute(config, progress=lambda *_: pytest.fail("it began to work"))
 
 
 def stories_config(stories260k, data_root, out, **training):

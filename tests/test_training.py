@@ -9,11 +9,14 @@ import numpy as np
 import pytest
 import torch
 
-from tailora.errors import TrainingError
+from tailora import early_stopping
+from tailora.early_stopping import hold_out
+from tailora.errors import ConfigError, TrainingError
+from tailora.evaluation import Evaluation
 from tailora.methods import METHODS, OptimizerSettings
 from tailora.plans import plan
 from tailora.tasks import TASKS
-from tailora.training import Job, last_checkpoint, train
+from tailora.training import Job, _arguments, last_checkpoint, train
 from tiny_runs import read_rows, review_config, text_config
 
 
@@ -175,3 +178,136 @@ def test_epochs_and_accumulation(tmp_path):
     assert train(model, job).steps == 8
     state = json.loads((tmp_path / "run" / "checkpoints" / "checkpoint-8" / "trainer_state.json").read_text())
     assert state["epoch"] == 2
+
+
+def without_dropout(model):
+    """Set drop-out to 0 where it would draw other numbers for other batches."""
+    for module in model.modules():
+        if isinstance(module, torch.nn.Dropout):
+            module.p = 0.0
+    return model
+
+
+def final(model):
+    return {n: p.detach().clone() for n, p in model.named_parameters() if p.requires_grad}
+
+
+@pytest.mark.parametrize("make", [review_config, text_config])
+def test_accumulated_small_batches_equal_one_large_batch(tmp_path, make):
+    weights, losses = [], []
+    for size, groups in ((8, 1), (4, 2)):
+        settings = {"per_device_train_batch_size": size, "gradient_accumulation_steps": groups, "eval_steps": None}
+        model, job = start(make(tmp_path, training=settings), tmp_path / str(size))
+        losses.append([row["loss"] for row in train(without_dropout(model), job).history])
+        weights.append(final(model))
+    assert losses[1] == pytest.approx(losses[0], rel=1e-4)
+    for name, expected in weights[0].items():
+        torch.testing.assert_close(weights[1][name], expected, rtol=1e-2, atol=1e-4)
+
+
+@pytest.mark.parametrize("make", [review_config, text_config])
+def test_gradient_checkpointing_gives_the_same_losses(tmp_path, make):
+    losses = []
+    for wanted in (False, True):
+        config = make(tmp_path, training={"gradient_checkpointing": wanted, "eval_steps": None, "max_steps": 8})
+        model, job = start(config, tmp_path / str(wanted))
+        losses.append([row["loss"] for row in train(without_dropout(model), job).history])
+    assert losses[0] == pytest.approx(losses[1], rel=1e-5)
+
+
+def arguments_of(tmp_path, **training):
+    model, job = start(review_config(tmp_path, training=training), tmp_path / "run")
+    return _arguments(job, model)
+
+
+def test_settings_reach_the_trainer_under_their_own_names(tmp_path):
+    given = {
+        "optim": "adafactor",
+        "adam_beta1": 0.8,
+        "adam_beta2": 0.99,
+        "adam_epsilon": 1e-6,
+        "dataloader_num_workers": 2,
+        "dataloader_drop_last": True,
+        "gradient_checkpointing": True,
+        "report_to": ["tensorboard"],
+    }
+    arguments = arguments_of(tmp_path, **given)
+    assert {name: arguments[name] for name in given} == given
+    assert arguments_of(tmp_path)["report_to"] == "none"
+    assert arguments_of(tmp_path, report_to="none")["report_to"] == "none"
+    # Half floats are for GPUs: on a CPU they would only be slow and coarse.
+    on_cpu = arguments_of(tmp_path, fp16=True, use_cpu=True)
+    assert (on_cpu["fp16"], on_cpu["bf16"]) == (False, False)
+
+
+def test_optimizer_and_its_betas_change_the_training(tmp_path):
+    ends = {}
+    for name, settings in {
+        "adamw": {},
+        "sgd": {"optim": "sgd"},
+        "betas": {"adam_beta1": 0.5},
+    }.items():
+        config = text_config(tmp_path, training={"max_steps": 4, "eval_steps": None, **settings})
+        model, job = start(config, tmp_path / name)
+        train(model, job)
+        ends[name] = torch.cat([p.flatten() for p in final(model).values()])
+    assert not torch.allclose(ends["adamw"], ends["sgd"])
+    assert not torch.allclose(ends["adamw"], ends["betas"])
+
+
+def test_tensorboard_gets_the_curve(tmp_path):
+    pytest.importorskip("tensorboard")
+    model, job = start(text_config(tmp_path, training={"report_to": "tensorboard"}), tmp_path / "run")
+    train(model, job)
+    assert list((tmp_path / "run" / "tensorboard").rglob("events*"))
+
+
+def worsening(losses):
+    """Return a validation that reports these losses, one after the other."""
+    given = iter(losses)
+    return lambda model: Evaluation(loss=next(given), examples=1, records=(), accuracy=0.5)
+
+
+def test_early_stopping_stops_goes_back_and_survives_a_kill(tmp_path):
+    settings = {"eval_steps": 2, "early_stopping_patience": 2, "load_best_model_at_end": True, "max_steps": 20}
+    config = review_config(tmp_path, training={**settings, "save_steps": 4, "logging_steps": 100})
+    model, job = start(config, tmp_path / "run", validate=worsening([3.0, 2.0, 2.5, 2.6]), evaluate=None)
+    model_at = {}
+    original = early_stopping.keep
+
+    def keep(model, folder, step):
+        model_at[step] = final(model)
+        original(model, folder, step)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(early_stopping, "keep", keep)
+        trained = train(model, job)
+    assert (trained.steps, trained.best_step) == (8, 4)
+    assert [row["loss"] for row in trained.history if row["split"] == "validation"] == [3.0, 2.0, 2.5, 2.6]
+    assert list(model_at) == [2, 4]
+    for name, value in final(model).items():
+        assert torch.equal(value, model_at[4][name]), name
+    # Killed after the last step and before the status: nothing is trained or validated again.
+    again, job = start(config, tmp_path / "run", validate=worsening([]))
+    resumed = train(again, job)
+    assert (resumed.steps, resumed.best_step, resumed.resumed_from) == (8, 4, 8)
+    for name, value in final(again).items():
+        assert torch.equal(value, model_at[4][name]), name
+
+
+def test_validation_examples_come_from_training_data_alone(tmp_path):
+    settings = {"eval_steps": 2, "early_stopping_patience": 1}
+    config = review_config(tmp_path, training=settings)
+    examples = [{"number": number} for number in range(96)]
+    training, validation = hold_out(config, examples)
+    assert (len(training), len(validation)) == (86, 10)
+    numbers = [example["number"] for example in (*training, *validation)]
+    assert sorted(numbers) == list(range(96))
+    assert hold_out(config.model_copy(update={"seed": 9, "recipe": "dora"}), examples)[1] == validation
+    assert hold_out(review_config(tmp_path), examples) == (examples, ())
+    # Blocks of one text: the end, so that no block has its neighbours on the other side.
+    assert hold_out(text_config(tmp_path, training=settings), examples)[1] == examples[-10:]
+    model, job = start(config, tmp_path / "run", validate=worsening([1.0]))
+    bad = config.training.model_copy(update={"metric_for_best_model": "f1"})
+    with pytest.raises(ConfigError, match=r"metric_for_best_model='f1' is no score of this task; known: loss, accurac"):
+        train(model, Job(**{**vars(job), "settings": bad}))

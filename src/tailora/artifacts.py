@@ -92,5 +92,8 @@ def read_json(path: str | Path, what: str = "file") -> Any:
         raise UserError(
             f"{what} {str(path)!r} is not valid JSON (line {error.lineno}: {error.msg}); was it edited or cut off?"
         ) from None
+    except (RecursionError, ValueError):
+        # Thousands of brackets, or a number of thousands of digits: JSON by the letter, and nothing we ever wrote.
+        raise UserError(f"{what} {str(path)!r} nests or counts too far to be read; is it the right file?") from None
     except OSError as error:
         raise UserError(f"{what} {str(path)!r} cannot be read: {error.strerror}") from None

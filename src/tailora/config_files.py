@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import hashlib
+import os
 import re
 from collections.abc import Sequence
 from pathlib import Path
@@ -13,10 +14,13 @@ import yaml
 
 from tailora.errors import ConfigError
 
-DATA_SUFFIXES = frozenset({".csv", ".tsv", ".json", ".jsonl", ".ndjson", ".txt"})
+DATA_SUFFIXES = frozenset({".csv", ".tsv", ".json", ".jsonl", ".ndjson", ".txt", ".parquet", ".npz"})
 """File endings that are read as local data."""
 
+# What a model's or a data set's folder is made of; pictures, logs and caches beside it do not count.
+_FINGERPRINTED = DATA_SUFFIXES | {".arrow", ".bin", ".jinja", ".model", ".py", ".safetensors"}
 _CHUNK = 1 << 20
+_DEPTH = 12
 
 
 class _Loader(yaml.SafeLoader):
@@ -64,9 +68,44 @@ def read_yaml_text(text: str, where: str) -> Any:
     except yaml.MarkedYAMLError as error:
         line = f" (line {error.problem_mark.line + 1})" if error.problem_mark else ""
         raise ConfigError(f"{where} is not valid YAML{line}: {error.problem}; correct it") from None
-    except (yaml.YAMLError, ValueError) as error:
-        first = str(error).splitlines()[0]
+    except RecursionError:
+        raise ConfigError(f"{where} is nested too deeply to be a configuration; is it the right file?") from None
+    # Not only yaml.YAMLError: its constructors of dates, numbers and bytes let Python's own errors through.
+    except (yaml.YAMLError, ValueError, TypeError, LookupError, AttributeError) as error:
+        first = (str(error).splitlines() or [type(error).__name__])[0]
         raise ConfigError(f"{where} is not valid YAML: {first}; correct it") from None
+
+
+def check_plain(value: Any, where: str, key: str = "", depth: int = 0) -> None:
+    """Refuse what no configuration can mean, wherever it stands: bytes, dates, NUL, references to itself.
+
+    Args:
+        value: The nested value.
+        where: What it came from, for messages.
+        key: Its dotted key, for messages.
+        depth: How deep it lies.
+
+    Raises:
+        ConfigError: Something in it is neither text, number, true, false, null, list nor mapping.
+    """
+    if depth > _DEPTH:
+        raise ConfigError(f"{where}: {key.split('.')[0]!r} is nested more than {_DEPTH} deep or contains itself")
+    if isinstance(value, dict):
+        for name, inner in value.items():
+            if not isinstance(name, str) or not name.isprintable():
+                raise ConfigError(f"{where}: key {name!a:.60} is no name of a setting; correct it")
+            check_plain(inner, where, f"{key}.{name}".lstrip("."), depth + 1)
+    elif isinstance(value, list | tuple):
+        for number, inner in enumerate(value):
+            check_plain(inner, where, f"{key}.{number}", depth + 1)
+    elif isinstance(value, str):
+        if any((ord(letter) < 32 and letter not in "\t\n") or 0xD800 <= ord(letter) < 0xE000 for letter in value):
+            raise ConfigError(
+                f"{where}: {key!a} holds a control character or half a letter ({value[:40]!a}); remove it"
+            )
+    elif value is not None and not isinstance(value, bool | int | float):
+        kind = type(value).__name__
+        raise ConfigError(f"{where}: {key}={value!s:.40} is a {kind}, which no setting takes; write it in quotes")
 
 
 def read_yaml(path: str | Path) -> dict[str, Any]:
@@ -95,6 +134,7 @@ def read_yaml(path: str | Path) -> dict[str, Any]:
     except OSError as error:
         raise ConfigError(f"configuration {str(path)!r} cannot be read: {error.strerror}") from None
     values = read_yaml_text(text, f"configuration {str(path)!r}")
+    check_plain(values, f"configuration {str(path)!r}")
     if not isinstance(values, dict):
         found = "is empty" if values is None else f"holds a {type(values).__name__}"
         raise ConfigError(f"configuration {str(path)!r} {found}; it must be a mapping such as 'model: ...'")
@@ -126,6 +166,7 @@ def apply_overrides(values: dict[str, Any], overrides: Sequence[str]) -> dict[st
         if not equals or not key:
             raise ConfigError(f"override {override!r} is not of the form key=value; write training.learning_rate=1e-3")
         value = read_yaml_text(text, f"override {override!r}")
+        check_plain({key: value}, f"override {override!a}")
         *sections, last = key.split(".")
         fresh: dict[str, Any] = {}
         place, fresh_place = result, fresh
@@ -160,10 +201,15 @@ def resolve_paths(values: dict[str, Any], folder: Path) -> dict[str, Any]:
     def resolve(section: dict[str, Any], key: str, *, always: bool = False) -> None:
         value = section.get(key)
         if isinstance(value, str) and value:
-            path = Path(value).expanduser()
-            named = value[0] in "./~" or path.suffix.lower() in DATA_SUFFIXES
-            if always or named or (folder / path).exists():
-                section[key] = str((folder / path).resolve())
+            try:
+                path = Path(value).expanduser()
+                named = value[0] in "./~" or path.suffix.lower() in DATA_SUFFIXES
+                if always or named or (folder / path).exists():
+                    section[key] = str((folder / path).resolve())
+            except (OSError, RuntimeError, ValueError) as error:
+                # A name too long, a loop of links, the home of somebody unknown.
+                reason = getattr(error, "strerror", None) or str(error)
+                raise ConfigError(f"{key}={value[:80]!r} cannot be used as a path: {reason}; correct it") from None
 
     resolve(result, "model")
     resolve(result, "output", always=True)
@@ -193,18 +239,31 @@ def fingerprint_path(name: str) -> str:
     Returns:
         ``sha256:...`` for what exists on this machine, ``name`` otherwise.
     """
-    path = Path(name)
+    try:
+        return _fingerprint(Path(name)) or name
+    except OSError as error:
+        raise ConfigError(f"{name[:80]!r} cannot be read: {error.strerror}; check its name and rights") from None
+
+
+def world_size() -> int:
+    """Return how many processes train together; ``accelerate launch`` and ``torchrun`` say so in the environment."""
+    text = os.environ.get("WORLD_SIZE", "1")
+    return int(text) if text.isdigit() else 1
+
+
+def _fingerprint(path: Path) -> str | None:
+    """Return the hash of a file or folder, ``None`` where there is neither."""
     if path.is_file():
         return _file_hash(str(path), path.stat().st_size, path.stat().st_mtime_ns, False)
     if path.is_dir():
         digest = hashlib.sha256()
-        for file in sorted(path.iterdir()):
-            if file.is_file() and file.suffix in {".json", ".txt", ".model", ".safetensors", ".py", ".bin"}:
+        for file in sorted(path.rglob("*")):
+            if file.is_file() and file.suffix.lower() in _FINGERPRINTED:
                 stat = file.stat()
-                digest.update(file.name.encode() + b"\0")
+                digest.update(file.relative_to(path).as_posix().encode() + b"\0")
                 digest.update(_file_hash(str(file), stat.st_size, stat.st_mtime_ns, True).encode())
         return f"sha256:{digest.hexdigest()}"
-    return name
+    return None
 
 
 @functools.lru_cache(maxsize=256)

@@ -235,16 +235,17 @@ class Plan:
                 model_params=data.get("model_params"),
                 provenance={**data.get("provenance", {}), "versions": data.get("versions", {})},
             )
-        except (KeyError, TypeError, AttributeError) as error:
+            found = plan.hash
+        except (KeyError, TypeError, AttributeError, RecursionError) as error:
             raise UserError(f"{where} is damaged ({error!r} while reading it); make it again") from None
         except ValueError as error:
             if isinstance(error, TailoraError):
                 raise
             raise UserError(f"{where} is damaged ({error}); make it again") from None
-        if plan.hash != data.get("hash"):
+        if found != data.get("hash"):
             raise UserError(
                 f"{where} was changed after it was made (hash {str(data.get('hash'))[:12]!r}, content "
-                f"{plan.hash[:12]!r}); put the changed ranks into a file and plan with the recipe 'explicit'"
+                f"{found[:12]!r}); put the changed ranks into a file and plan with the recipe 'explicit'"
             )
         return plan
 

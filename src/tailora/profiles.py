@@ -158,9 +158,10 @@ class Profile:
                 signals={name: arrays[name] for name in data["signals"]},
                 meta=data["meta"],
             )
-        except (OSError, SafetensorError, KeyError, TypeError, ValueError) as error:
+            found = profile.hash
+        except (OSError, SafetensorError, KeyError, TypeError, ValueError, AttributeError, RecursionError) as error:
             raise UserError(f"the profile in {str(folder)!r} is damaged ({error}); profile again") from None
-        if profile.hash != data.get("hash"):
+        if found != data.get("hash"):
             raise UserError(f"the profile in {str(folder)!r} was changed after it was made; profile again")
         return profile
 

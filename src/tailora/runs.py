@@ -3,23 +3,25 @@
 from __future__ import annotations
 
 import contextlib
-import datetime
-import re
 import shutil
-import signal
-import tempfile
-import threading
 import time
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from collections.abc import Iterator
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tailora.artifacts import read_json, write_json
-from tailora.config import RunConfig, is_recipe_file, make_config
-from tailora.errors import PlanMismatchError, TailoraError, UserError
+from tailora import processes
+from tailora.adapter_folders import evaluate_adapter, one_line, push_adapter, save_adapter, score
+from tailora.artifacts import write_json
+from tailora.config import RunConfig
+from tailora.early_stopping import hold_out
+from tailora.errors import UserError
 from tailora.evaluation import Evaluation
+from tailora.failures import explain, memory_advice
+from tailora.locking import run_lock
 from tailora.progress import Progress
+from tailora.run_folders import check_folder, clean, is_done, load_plan, run_folder, write_status
+from tailora.stopping import StopRequest
 from tailora.tasks import TASKS, LoadedModel
 from tailora.tasks.calibration import Prepared, cached_profile, device_of, measure_profile, prepare, summarise
 from tailora.training import Job, Trained, evaluation_row, train, write_rows
@@ -41,40 +43,26 @@ class _Work:
     recipe: Recipe
     prepared: Prepared
     progress: Progress | None
+    stop: StopRequest
     seconds: dict[str, float] = field(default_factory=dict)
 
     def score(self, model: Any) -> Evaluation:
         """Evaluate ``model`` on the evaluation examples."""
-        return _score(self.config, self.prepared, model)
+        with memory_advice(self.config, "evaluate"):
+            return score(self.config, self.prepared, model)
+
+    def write(self, name: str, value: Any) -> None:
+        """Write a JSON file of the folder, in the process that writes."""
+        if processes.is_main():
+            write_json(self.folder / name, value)
 
     @contextlib.contextmanager
     def timed(self, stage: str) -> Iterator[None]:
-        """Keep the seconds of a stage."""
+        """Keep the seconds of a stage, and say what to do where its memory runs out."""
         start = time.perf_counter()
-        yield
+        with memory_advice(self.config, stage):
+            yield
         self.seconds[stage] = time.perf_counter() - start
-
-
-def run_folder(config: RunConfig) -> Path:
-    """Return the folder of a run, whether or not it exists.
-
-    Args:
-        config: The run's configuration.
-
-    Returns:
-        ``<output>/<recipe>-s<seed>-<first 12 digits of the hash>``.
-    """
-    name = Path(config.recipe).stem if is_recipe_file(config.recipe) else config.recipe
-    return Path(config.output) / f"{re.sub(r'[^A-Za-z0-9_.-]+', '-', name)}-s{config.seed}-{config.hash[:12]}"
-
-
-def is_done(config: RunConfig) -> bool:
-    """Tell whether a run has finished: its folder's status says so, for this very configuration."""
-    try:
-        status = read_json(run_folder(config) / "status.json")
-    except UserError:
-        return False
-    return isinstance(status, dict) and status.get("status") == "done" and status.get("hash") == config.hash
 
 
 def load_base(config: RunConfig) -> LoadedModel:
@@ -96,6 +84,7 @@ def execute(
     profile: Profile | None = None,
     base: LoadedModel | None = None,
     progress: Progress | None = None,
+    wait: float = 0.0,
 ) -> Path:
     """Do a run, or what is left of it.
 
@@ -106,78 +95,80 @@ def execute(
         profile: A profile of the base model; measured, or taken from the output folder's cache, when left out.
         base: The loaded base model (``load_base``); loaded when left out.
         progress: Called as ``progress(stage, done, total)``.
+        wait: Seconds to wait where another process is at work on the same run.
 
     Returns:
         The run's folder; ``status.json`` in it is written last.
 
     Raises:
-        UserError: The configuration, data, model or recipe cannot be used.
-        TrainingError: Training diverged.
+        UserError: The configuration, data, model or recipe cannot be used, or the folder holds another run's files.
+        TrainingError: Training diverged, or memory ran out.
+        StorageError: The disk is full.
+        Interrupted: Ctrl-C or SIGTERM; training stopped at a step with a checkpoint.
     """
-    folder = run_folder(config)
-    if is_done(config):
-        return folder
-    recipe = _recipe(config)
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / "status.json").unlink(missing_ok=True)
-    started = time.perf_counter()
+    folder, recipe, stop = run_folder(config), _recipe(config), StopRequest()
+    _check_trackers(config)
+    processes.join(use_cpu=config.training.use_cpu)
     try:
-        with _terminable():
-            write_json(folder / "config.json", config.to_dict() | {"recipe": recipe.name})
-            work = _Work(config, folder, recipe, prepare(config, base), progress)
-            _stages(work, profile, started)
+        with stop.listening(), contextlib.ExitStack() as held:
+            done = False
+            if processes.is_main():
+                check_folder(folder, config, recipe.name)
+                done = is_done(config)
+                if not done:
+                    folder.mkdir(parents=True, exist_ok=True)
+                    held.enter_context(run_lock(folder, wait=wait))
+                    # Whoever held the lock before may have finished the run.
+                    check_folder(folder, config, recipe.name)
+                    done = is_done(config)
+            if not processes.from_main(done):
+                _unlocked(config, folder, recipe, stop, profile=profile, base=base, progress=progress)
     except Exception as error:
-        _status(folder, config, "failed", _one_line(error))
+        if explained := explain(error, folder):
+            raise explained from error
         raise
-    except BaseException:
-        _status(folder, config, "interrupted", "stopped before the end; run it again to continue")
-        raise
-    shutil.rmtree(folder / "checkpoints", ignore_errors=True)
-    _status(folder, config, "done", None)
     return folder
 
 
-def evaluate_adapter(
-    adapter: str | Path, config: RunConfig | None = None, *, progress: Progress | None = None
-) -> dict[str, Any]:
-    """Score a saved adapter.
-
-    Args:
-        adapter: A run's folder, the ``adapter`` folder inside one, or any peft adapter folder.
-        config: Base model and task; those of the run the adapter lies in when left out.
-        progress: Called as ``progress(stage, done, total)``.
-
-    Returns:
-        What ``scores.json`` holds.
-
-    Raises:
-        UserError: There is no adapter, or no configuration, or the two do not fit.
-    """
-    from peft import PeftModel
-
-    path = Path(adapter)
-    if not (path / "adapter_config.json").is_file() and (path / "adapter" / "adapter_config.json").is_file():
-        path = path / "adapter"
-    if not (path / "adapter_config.json").is_file():
-        raise UserError(f"{str(adapter)!r} holds no adapter_config.json; give an adapter folder or a run folder")
-    if config is None:
-        stored = path.parent / "config.json"
-        if not stored.is_file():
-            raise UserError(f"adapter {str(adapter)!r} lies in no run folder; give the task with a configuration")
-        config = make_config(read_json(stored, "run configuration"), where=str(stored))
-    prepared = prepare(config)
-    if progress:
-        progress("evaluate", 0, 1)
+def _unlocked(config: RunConfig, folder: Path, recipe: Recipe, stop: StopRequest, **given: Any) -> None:
+    """Do a run in a folder that is this process's own, and write its status in any case."""
+    main, started = processes.is_main(), time.perf_counter()
+    if main:
+        clean(folder)
+        (folder / "status.json").unlink(missing_ok=True)
     try:
-        model = PeftModel.from_pretrained(prepared.base.model, str(path))
-    except (RuntimeError, ValueError, KeyError) as error:
-        raise PlanMismatchError(
-            f"adapter {str(adapter)!r} does not fit model {config.model!r} ({_one_line(error)}); give its own base"
-        ) from None
-    scores = _score(config, prepared, model.to(device_of(config))).scores()
-    if progress:
-        progress("evaluate", 1, 1)
-    return scores
+        with memory_advice(config, "load"):
+            prepared = prepare(config, given["base"])
+        work = _Work(config, folder, recipe, prepared, given["progress"], stop)
+        work.write("config.json", config.to_dict() | {"recipe": recipe.name})
+        _stages(work, given["profile"], started)
+        if main and config.training.push_to_hub:
+            push_adapter(config, prepared, folder / "adapter")
+    except BaseException as error:
+        failed = isinstance(error, Exception)
+        sentence = one_line(explain(error, folder) or error) if failed or str(error) else str(stop.error())
+        # On a full disk not even the status can be written; the error itself still reaches the caller.
+        with contextlib.suppress(OSError):
+            if main:
+                write_status(folder, config, "failed" if failed else "interrupted", sentence)
+        raise
+    if main:
+        shutil.rmtree(folder / "checkpoints", ignore_errors=True)
+        write_status(folder, config, "done", None)
+
+
+def _check_trackers(config: RunConfig) -> None:
+    """Refuse a tracker that is not installed before the profile is measured rather than after."""
+    from importlib.util import find_spec
+
+    for name in config.training.report_to:
+        # transformers also takes tensorboardX.
+        modules = (name, "tensorboardX") if name == "tensorboard" else (name,)
+        if not any(find_spec(module) for module in modules):
+            raise UserError(
+                f"training.report_to={name!r} needs the package {name!r}, which is not installed; install it, or leave "
+                "the tracker out"
+            )
 
 
 def _recipe(config: RunConfig) -> Recipe:
@@ -189,21 +180,11 @@ def _recipe(config: RunConfig) -> Recipe:
     return load_recipe(config.recipe)
 
 
-def _score(config: RunConfig, prepared: Prepared, model: Any) -> Evaluation:
-    return prepared.task.evaluate(
-        model,
-        prepared.base.tokenizer,
-        prepared.evaluation,
-        batch_size=config.training.per_device_eval_batch_size,
-        labels=prepared.splits.labels,
-    )
-
-
 def _stages(work: _Work, profile: Profile | None, started: float) -> None:
     """Profile, plan, train and evaluate; write every file but the status."""
     with work.timed("profile"):
-        profile = profile or cached_profile(work.config, work.prepared, work.recipe.signals, progress=work.progress)
-        write_json(work.folder / "signals.json", summarise(profile))
+        profile = profile or _profile(work)
+        work.write("signals.json", summarise(profile))
     with work.timed("plan"):
         plan = _plan(work, profile)
     fresh = work.prepared.base.fresh(work.config.seed)
@@ -213,7 +194,7 @@ def _stages(work: _Work, profile: Profile | None, started: float) -> None:
         modules_to_save=list(fresh.new_modules) or None,
         seed=work.config.seed,
     )
-    write_json(work.folder / "counts.json", _counts(model, work.prepared.base))
+    work.write("counts.json", _counts(model, work.prepared))
     with work.timed("train"):
         trained = train(model, _job(work, fresh), optimizer=_optimizer(work, model))
     with work.timed("evaluate"):
@@ -222,14 +203,17 @@ def _stages(work: _Work, profile: Profile | None, started: float) -> None:
         scored = work.score(model)
         if work.progress:
             work.progress("evaluate", 1, 1)
-    _save_adapter(model, fresh.tokenizer, work.folder / "adapter")
-    _write_results(work, trained, scored, started)
+    if processes.is_main():
+        save_adapter(model, fresh.tokenizer, work.folder / "adapter")
+        _write_results(work, trained, scored, started)
 
 
 def _write_results(work: _Work, trained: Trained, scored: Evaluation, started: float) -> None:
     from tailora.environment import environment
 
-    write_rows(work.folder / "history.jsonl", [*trained.history, evaluation_row(trained.steps, scored)])
+    # An early stop has scored its last step already, before the best adapter was put back.
+    rows = [row for row in trained.history if (row["step"], row["split"]) != (trained.steps, "eval")]
+    write_rows(work.folder / "history.jsonl", [*rows, evaluation_row(trained.steps, scored)])
     write_rows(work.folder / "predictions.jsonl", scored.records)
     write_json(work.folder / "scores.json", scored.scores())
     write_json(work.folder / "environment.json", environment() | {"data": work.prepared.splits.fingerprint})
@@ -237,27 +221,50 @@ def _write_results(work: _Work, trained: Trained, scored: Evaluation, started: f
     timings["total_s"] = round(time.perf_counter() - started, 3)
     timings["peak_memory_mb"] = round(_peak_memory(), 1)
     timings["resumed_from_step"] = trained.resumed_from
+    if work.config.training.validates:
+        timings |= {"steps": trained.steps, "best_step": trained.best_step or trained.steps}
     write_json(work.folder / "timings.json", timings)
 
 
-def _counts(model: Any, base: LoadedModel) -> dict[str, int]:
-    """Count on the peft model what trains; the base is what remains of the model without its head."""
+def _counts(model: Any, prepared: Prepared) -> dict[str, Any]:
+    """Count on the peft model what trains, and what tokenising cut; the base is the model without its head."""
     from tailora.adapters import count_parameters
 
-    counted = count_parameters(model)
-    total = sum(parameter.numel() for parameter in base.model.parameters())
+    counted: dict[str, Any] = {**count_parameters(model)}
+    total = sum(parameter.numel() for parameter in prepared.base.model.parameters())
     # peft keeps a frozen copy of the head besides the one it trains, so the base is not simply all that is frozen.
-    return {**counted, "base_params": total - counted["head_params"]}
+    counted["base_params"] = total - counted["head_params"]
+    encoded = {"training": prepared.training, "evaluation": prepared.evaluation}
+    reports = {name: getattr(examples, "report", None) for name, examples in encoded.items()}
+    return counted | {f"{name}_examples": report.to_dict() for name, report in reports.items() if report is not None}
+
+
+def _profile(work: _Work) -> Profile:
+    """Measure the profile in the first process alone; the others read what it stored."""
+    if not processes.is_main():
+        processes.barrier()
+    found = cached_profile(work.config, work.prepared, work.recipe.signals, progress=work.progress)
+    if processes.is_main():
+        processes.barrier()
+    return found
 
 
 def _plan(work: _Work, profile: Profile) -> Plan:
-    """Load the stored plan of a run that was cut off, or make and store one."""
-    from tailora.plans import Plan, plan
+    """Load the stored plan of a run that was cut off, or make and store one; the first process decides for all."""
+    if processes.is_main():
+        plan = _own_plan(work, profile)
+        processes.barrier()
+        return plan
+    processes.barrier()
+    return load_plan(work.folder, work.config, work.recipe.name)
+
+
+def _own_plan(work: _Work, profile: Profile) -> Plan:
+    from tailora.plans import plan
 
     place, config = work.folder / "plan.json", work.config
     if place.is_file():
-        with contextlib.suppress(UserError):
-            return Plan.load(place)
+        return load_plan(work.folder, config, work.recipe.name)
     # Written-down ranks cost what they cost unless a budget is asked for.
     unbounded = config.recipe == "explicit" and "budget" not in config.model_fields_set
     budget = None if unbounded else config.budget
@@ -269,36 +276,43 @@ def _plan(work: _Work, profile: Profile) -> Plan:
 def _optimizer(work: _Work, model: Any) -> torch.optim.Optimizer | None:
     from tailora.methods import METHODS, OptimizerSettings
 
-    training = work.config.training
-    method = METHODS[work.recipe.training.method]
+    training, name = work.config.training, work.recipe.training.method
     # The optimizer must hold the tensors that train, so the model goes to its device first.
     model.to(device_of(work.config))
     settings = OptimizerSettings(training.learning_rate, training.weight_decay)
-    return method.optimizer(model, settings, work.recipe.training.options)
+    optimizer = METHODS[name].optimizer(model, settings, work.recipe.training.options)
+    if optimizer is None:
+        return None
+    if training.optim != "adamw_torch":
+        raise UserError(
+            f"training.optim={training.optim!r} cannot be used: the method {name!r} brings its own optimizer"
+        )
+    for group in optimizer.param_groups:
+        if "betas" in group:
+            group |= {"betas": (training.adam_beta1, training.adam_beta2), "eps": training.adam_epsilon}
+    return optimizer
 
 
 def _job(work: _Work, fresh: LoadedModel) -> Job:
+    training, validation = hold_out(work.config, work.prepared.training)
+    watched = replace(work.prepared, evaluation=validation)
+
+    def validate(model: Any) -> Evaluation:
+        with memory_advice(work.config, "evaluate"):
+            return score(work.config, watched, model)
+
     return Job(
         task=work.prepared.task,
         tokenizer=fresh.tokenizer,
-        examples=work.prepared.training,
+        examples=training,
         settings=work.config.training,
         seed=work.config.seed,
         folder=work.folder,
         evaluate=work.score,
         progress=work.progress,
+        validate=validate if validation else None,
+        stop=work.stop,
     )
-
-
-def _save_adapter(model: Any, tokenizer: Any, folder: Path) -> None:
-    """Write the stock peft adapter with its tokenizer to a temporary folder, then rename it."""
-    with tempfile.TemporaryDirectory(dir=folder.parent, prefix=".adapter-") as temporary:
-        inner = Path(temporary) / "adapter"
-        model.save_pretrained(inner)
-        tokenizer.save_pretrained(inner)
-        if folder.exists():
-            shutil.rmtree(folder)
-        inner.rename(folder)
 
 
 def _peak_memory() -> float:
@@ -312,33 +326,6 @@ def _peak_memory() -> float:
         return torch.cuda.max_memory_allocated() / 2**20
     unit = 1 if sys.platform == "darwin" else 1024
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 2**20
-
-
-@contextlib.contextmanager
-def _terminable() -> Iterator[None]:
-    """Turn SIGTERM into an interrupt, so that a scheduler's notice still gets a status written."""
-    if threading.current_thread() is not threading.main_thread():
-        yield  # only the main thread may set handlers
-        return
-
-    def interrupt(number: int, frame: Any) -> None:
-        raise KeyboardInterrupt
-
-    before: Callable[..., Any] | int | None = signal.signal(signal.SIGTERM, interrupt)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)
-
-
-def _status(folder: Path, config: RunConfig, status: str, error: str | None) -> None:
-    now = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
-    write_json(folder / "status.json", {"status": status, "error": error, "hash": config.hash, "finished": now})
-
-
-def _one_line(error: BaseException) -> str:
-    text = " ".join(str(error).split()) or type(error).__name__
-    return text if isinstance(error, TailoraError) else f"{type(error).__name__}: {text}"
 
 
 __all__ = ["evaluate_adapter", "execute", "is_done", "load_base", "measure_profile", "run_folder"]

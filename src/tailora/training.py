@@ -4,19 +4,21 @@ from __future__ import annotations
 
 import contextlib
 import functools
-import json
 import math
+import os
 import random
 import warnings
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
-from tailora.artifacts import canonical_json, write_text
+from tailora import early_stopping, processes
+from tailora.checkpoints import History, drop_poisoned, last_checkpoint, write_rows
 from tailora.config import TrainingConfig
 from tailora.errors import TrainingError
 from tailora.progress import Progress
+from tailora.stopping import StopRequest
 
 if TYPE_CHECKING:
     import datasets
@@ -50,6 +52,8 @@ class Job:
         folder: The run's folder; ``history.jsonl`` and ``checkpoints`` are written there.
         evaluate: Scores the model in training, every ``settings.eval_steps`` steps.
         progress: Told about every step.
+        validate: Scores the model on held-out training examples, where the settings ask for it.
+        stop: Looked at after every step; a request ends the training with a checkpoint.
     """
 
     task: Trainable
@@ -60,6 +64,13 @@ class Job:
     folder: Path
     evaluate: Callable[[Any], Evaluation] | None = None
     progress: Progress | None = None
+    validate: Callable[[Any], Evaluation] | None = None
+    stop: StopRequest = field(default_factory=StopRequest)
+
+    @property
+    def checkpoints(self) -> Path:
+        """The folder of checkpoints."""
+        return self.folder / "checkpoints"
 
 
 @dataclass(frozen=True)
@@ -70,11 +81,13 @@ class Trained:
         steps: Optimizer steps in all.
         resumed_from: The step of the checkpoint it continued from; 0 for a fresh start.
         history: The rows of ``history.jsonl``.
+        best_step: The step whose adapter was put back in the end; 0 where it is the last one's.
     """
 
     steps: int
     resumed_from: int
     history: tuple[dict[str, Any], ...]
+    best_step: int = 0
 
 
 def train(model: Any, job: Job, *, optimizer: torch.optim.Optimizer | None = None) -> Trained:
@@ -93,13 +106,31 @@ def train(model: Any, job: Job, *, optimizer: torch.optim.Optimizer | None = Non
 
     Raises:
         TrainingError: The loss is no finite number; the message names the step.
+        Interrupted: ``job.stop`` was asked for; a checkpoint of the step was written.
     """
+    checkpoint = last_checkpoint(job.checkpoints)
+    start = int(checkpoint.name.rpartition("-")[2]) if checkpoint else 0
+    history = History(job.folder / "history.jsonl", until=start)
+    if checkpoint and early_stopping.is_over(history.rows, job.settings):
+        early_stopping.restore(model, checkpoint / "adapter_model.safetensors")
+        steps = start
+    else:
+        steps = _steps(model, job, optimizer, history, checkpoint)
+    if job.stop.number:
+        raise job.stop.error("after the last step")
+    best = 0
+    if job.settings.load_best_model_at_end:
+        best = early_stopping.restore_best(model, job.checkpoints, history.rows, job.settings)
+    return Trained(steps, start, tuple(history.rows), best)
+
+
+def _steps(
+    model: Any, job: Job, optimizer: torch.optim.Optimizer | None, history: History, checkpoint: Path | None
+) -> int:
+    """Take the optimizer steps that are left; return the number of the last one."""
     from transformers.trainer_callback import PrinterCallback, ProgressCallback
 
-    checkpoint = last_checkpoint(job.folder / "checkpoints")
-    start = int(checkpoint.name.rpartition("-")[2]) if checkpoint else 0
-    history = _History(job.folder / "history.jsonl", until=start)
-    with _random_states(), warnings.catch_warnings():
+    with _random_states(), warnings.catch_warnings(), job.stop.graceful(), _tracker_folder(job.folder):
         # transformers renames settings that trl still passes by their old names; nothing a user could act on.
         warnings.filterwarnings("ignore", category=FutureWarning, module=r"(transformers|trl|peft)\.")
         trainer_class, arguments, keywords = job.task.trainer(
@@ -115,67 +146,28 @@ def train(model: Any, job: Job, *, optimizer: torch.optim.Optimizer | None = Non
         trainer.remove_callback(PrinterCallback)
         trainer.remove_callback(ProgressCallback)
         trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
-    return Trained(int(trainer.state.global_step), start, tuple(history.rows))
+    state = trainer.state
+    over = state.global_step >= state.max_steps or early_stopping.is_over(history.rows, job.settings)
+    if not over:  # nothing but a request ends it sooner
+        raise job.stop.error(f"at step {state.global_step} of {state.max_steps}, with a checkpoint")
+    return int(state.global_step)
 
 
-def last_checkpoint(folder: Path) -> Path | None:
-    """Return the newest checkpoint that was written to the end.
-
-    ``trainer_state.json`` is the last file of a checkpoint, so a process killed while writing leaves one that is
-    missing or cut off.
-
-    Args:
-        folder: The folder of ``checkpoint-<step>`` folders.
-
-    Returns:
-        The checkpoint, or ``None``.
-    """
-    found = []
-    for path in folder.glob("checkpoint-*"):
-        try:
-            state = json.loads((path / "trainer_state.json").read_text(encoding="utf-8"))
-            whole = state["global_step"] == int(path.name.rpartition("-")[2])
-        except (OSError, ValueError, KeyError, TypeError):
-            continue
-        if whole and all((path / name).is_file() for name in ("adapter_model.safetensors", "optimizer.pt")):
-            found.append((state["global_step"], path))
-    return max(found)[1] if found else None
-
-
-class _History:
-    """Rows of the learning curve, rewritten whole so that a reader never sees half a row."""
-
-    def __init__(self, path: Path, *, until: int) -> None:
-        self.path = path
-        # What came after the checkpoint happens again.
-        self.rows = [row for row in _read_rows(path) if row["step"] <= until] if until else []
-
-    def add(self, row: dict[str, Any]) -> None:
-        self.rows.append(row)
-        write_rows(self.path, self.rows)
-
-
-def write_rows(path: Path, rows: list[dict[str, Any]] | tuple[dict[str, Any], ...]) -> Path:
-    """Write one JSON object per line, atomically.
-
-    Args:
-        path: Where.
-        rows: The objects.
-
-    Returns:
-        The path.
-    """
-    return write_text(path, "".join(canonical_json(row) + "\n" for row in rows))
-
-
-def _read_rows(path: Path) -> list[dict[str, Any]]:
+@contextlib.contextmanager
+def _tracker_folder(folder: Path) -> Iterator[None]:
+    """Let TensorBoard write beside the results rather than among the checkpoints, which are removed in the end."""
+    name = "TENSORBOARD_LOGGING_DIR"
+    if name in os.environ:
+        yield
+        return
+    os.environ[name] = str(folder / "tensorboard")
     try:
-        return [json.loads(line) for line in path.read_text(encoding="utf-8").split("\n") if line]
-    except (OSError, ValueError):
-        return []
+        yield
+    finally:
+        os.environ.pop(name, None)
 
 
-def _callback(job: Job, history: _History) -> Any:
+def _callback(job: Job, history: History) -> Any:
     """Build the callback that keeps the history; the class needs transformers, which is slow to import."""
     from transformers import TrainerCallback
 
@@ -186,12 +178,24 @@ def _callback(job: Job, history: _History) -> Any:
                 history.add(row | {"learning_rate": float(logs["learning_rate"])})
 
         def on_step_end(self, args: Any, state: Any, control: Any, model: Any = None, **_: Any) -> None:
+            step, every = state.global_step, job.settings.eval_steps
             if job.progress:
-                job.progress("train", state.global_step, state.max_steps)
-            every = job.settings.eval_steps
+                job.progress("train", step, state.max_steps)
             # The last step is scored by whoever called: no need to do it twice.
-            if job.evaluate and every and state.global_step % every == 0 and state.global_step < state.max_steps:
-                history.add(evaluation_row(state.global_step, job.evaluate(model)))
+            if job.evaluate and every and step % every == 0 and step < state.max_steps:
+                history.add(evaluation_row(step, job.evaluate(model)))
+            if job.validate and every and (step % every == 0 or step == state.max_steps):
+                history.add(early_stopping.validation_row(step, job.validate(model), job.settings))
+                if early_stopping.best_and_stale(history.rows, job.settings)[0] == step and processes.is_main():
+                    early_stopping.keep(model, job.checkpoints, step)
+            over = job.validate is not None and early_stopping.is_over(history.rows, job.settings)
+            if over or processes.anywhere(bool(job.stop.number)):
+                control.should_save = control.should_training_stop = True
+
+        def on_save(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+            # Only now: until this checkpoint was whole, its predecessor's best might still have been needed.
+            if job.validate and processes.is_main():
+                early_stopping.forget(job.checkpoints, early_stopping.best_and_stale(history.rows, job.settings)[0])
 
     return Curve()
 
@@ -207,7 +211,8 @@ def evaluation_row(step: int, evaluation: Evaluation) -> dict[str, Any]:
         The row.
     """
     row = {"step": step, "split": "eval", "loss": evaluation.loss}
-    return row if evaluation.accuracy is None else row | {"accuracy": evaluation.accuracy}
+    accuracy = {} if evaluation.accuracy is None else {"accuracy": evaluation.accuracy}
+    return row | accuracy | dict(evaluation.metrics)
 
 
 @functools.cache
@@ -215,14 +220,28 @@ def _guarded(trainer_class: type) -> Any:
     """Derive a trainer that stops at the first loss that is no number and keeps to itself."""
 
     class Guarded(trainer_class):
+        probed = False
+
+        def compute_loss(self, model: Any, inputs: Any, *args: Any, **kwargs: Any) -> Any:
+            if not self.probed:
+                self.probed = True
+                items = kwargs.get("num_items_in_batch")
+                joined = self.args.gradient_accumulation_steps * self.args.world_size > 1
+                # trl's losses are its own, and right.
+                if joined and items is not None and not trainer_class.__module__.startswith("trl."):
+                    self.model_accepts_loss_kwargs = _counts_items(super().compute_loss, model, inputs, items)
+            return super().compute_loss(model, inputs, *args, **kwargs)
+
         def training_step(self, *args: Any, **kwargs: Any) -> Any:
             loss = super().training_step(*args, **kwargs)
             if not math.isfinite(float(loss)):
                 # state counts finished steps; the step at hand is not applied.
                 step, rate = self.state.global_step + 1, self.args.learning_rate
+                good = drop_poisoned(Path(self.args.output_dir))
+                kept = f"; {good.name} is kept in {str(good.parent)!r}" if good else ""
                 raise TrainingError(
                     f"the training loss became {float(loss)} at step {step}; lower training.learning_rate={rate:g} or "
-                    "training.max_grad_norm, or raise training.warmup_ratio"
+                    f"training.max_grad_norm, or raise training.warmup_ratio{kept}"
                 )
             return loss
 
@@ -235,13 +254,28 @@ def _guarded(trainer_class: type) -> Any:
     return Guarded
 
 
+def _counts_items(compute_loss: Callable[..., Any], model: Any, inputs: Any, items: Any) -> bool:
+    """Tell whether a model's loss divides by the number of items it is told.
+
+    The Trainer concludes it from a ``**kwargs`` in the model's signature, and then leaves the dividing to the model.
+    Classifiers have the one and ignore the other: their loss and gradient would grow with every accumulated batch and
+    every process.
+    """
+    from tailora.evaluation import evaluating
+
+    with evaluating(model):
+        once, twice = (compute_loss(model, dict(inputs), num_items_in_batch=items * k) for k in (1, 2))
+    return float(once) != float(twice)
+
+
 def _arguments(job: Job, model: Any) -> dict[str, Any]:
     """Translate the settings to ``TrainingArguments``."""
     import torch
 
     settings = job.settings
     on_cpu = settings.use_cpu or not (torch.cuda.is_available() or torch.backends.mps.is_available())
-    bf16 = not on_cpu and torch.cuda.is_available() and torch.cuda.is_bf16_supported()
+    fp16 = settings.fp16 and not on_cpu
+    bf16 = not on_cpu and not fp16 and torch.cuda.is_available() and torch.cuda.is_bf16_supported()
     if settings.bf16 is not None and not on_cpu:
         bf16 = settings.bf16
     duration = (
@@ -260,6 +294,12 @@ def _arguments(job: Job, model: Any) -> dict[str, Any]:
         "max_grad_norm",
         "logging_steps",
         "save_steps",
+        "optim",
+        "adam_beta1",
+        "adam_beta2",
+        "adam_epsilon",
+        "dataloader_num_workers",
+        "dataloader_drop_last",
     )
     return (
         duration
@@ -267,16 +307,16 @@ def _arguments(job: Job, model: Any) -> dict[str, Any]:
         | {
             # A fraction of the steps: transformers 5 folded warmup_ratio into warmup_steps.
             "warmup_steps": settings.warmup_ratio,
-            "output_dir": str(job.folder / "checkpoints"),
+            "output_dir": str(job.checkpoints),
             "save_strategy": "steps",
             "save_total_limit": 2,
             "eval_strategy": "no",
-            "optim": "adamw_torch",
             "seed": job.seed,
             "data_seed": job.seed,
             "bf16": bf16,
+            "fp16": fp16,
             "use_cpu": on_cpu,
-            "report_to": "none",
+            "report_to": list(settings.report_to) or "none",
             "disable_tqdm": True,
             # Otherwise a NaN would be replaced by the mean of the losses before it.
             "logging_nan_inf_filter": False,
@@ -298,3 +338,6 @@ def _random_states() -> Iterator[None]:
     finally:
         random.setstate(python)
         np.random.set_state(numpy)  # noqa: NPY002
+
+
+__all__ = ["Job", "Trainable", "Trained", "evaluation_row", "last_checkpoint", "train", "write_rows"]

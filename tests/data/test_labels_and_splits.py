@@ -72,3 +72,18 @@ def test_global_random_state_is_untouched():
     before = np.random.get_state()[1].tolist()  # noqa: NPY002
     sample(100, 10)
     assert np.random.get_state()[1].tolist() == before  # noqa: NPY002
+
+
+@given(st.lists(st.sampled_from("abc"), min_size=8, max_size=200), st.floats(0.2, 0.8))
+def test_stratified_carving_gives_every_class_its_share(classes, share):
+    training, validation = carve(len(classes), share, "d", strata=classes)
+    assert sorted(training + validation) == list(range(len(classes)))
+    assert len(validation) == round(len(classes) * share)
+    for name in set(classes):
+        wanted = classes.count(name) * len(validation) / len(classes)
+        assert abs(sum(classes[row] == name for row in validation) - wanted) < 1
+
+
+def test_stratified_carving_repeats():
+    classes = [0, 1, 0, 1, 1, 0, None, 1] * 5
+    assert carve(40, 0.25, "d", strata=classes) == carve(40, 0.25, "d", strata=classes)

@@ -64,14 +64,14 @@ def test_text_and_lists_of_strings_have_a_text_column(tmp_path):
         ("a.csv", "text,label\none\n", "line 2 has 1 fields where 2"),
         ("a.csv", "text,text\none,two\n", "two columns called 'text'"),
         ("a.csv", b"text\ncaf\xe9\n", "not UTF-8 text \\(byte 8\\)"),
-        ("a.json", "{", "not valid JSON"),
-        ("a.json", "3", "holds a int"),
+        ("a.json", "{", "line 1 is not valid JSON"),
+        ("a.json", "3", "holds a number"),
         ("a.json", "[]", "empty list"),
         ("a.json", '{"a": [1], "b": [1, 2]}', "different lengths"),
-        ("a.json", '[{"a": 1}, {"b": 1}]', "record 2 lacks the field 'a'"),
+        ("a.json", '[{"a": 1}, {"b": 1}]', "record 1 lacks the field 'b', which record 2 has"),
         ("a.jsonl", '{"a": 1}\n{"a"\n', "line 2 is not valid JSON"),
-        ("a.jsonl", '{"a": 1}\n3\n', "line 2 is no object"),
-        ("a.parquet", "x", "ends in '.parquet'"),
+        ("a.jsonl", '{"a": 1}\n3\n', "line 2 is a number and no object"),
+        ("a.parquet", "x", "no parquet file or a broken one"),
     ],
 )
 def test_what_cannot_be_read(tmp_path, name, content, words):
@@ -96,7 +96,7 @@ def test_missing_column_offers_the_nearest(tmp_path):
 
 def test_column_without_text(tmp_path):
     table = read_table(write(tmp_path / "a.jsonl", '{"text": "a"}\n{"text": null}\n'))
-    with pytest.raises(DataError, match="row 2 holds NoneType and no text"):
+    with pytest.raises(DataError, match="row 2 holds null and no text"):
         table.texts("text", "task.text")
 
 

@@ -86,6 +86,7 @@ def write_run(
     status: str = "done",
     quality: float | None = None,
     citation: str | None = None,
+    texts: Iterable[str] | None = None,
 ) -> Path:
     """Write one run folder; ``correct`` fixes the predictions, else they are drawn with the recipe's quality."""
     rng = np.random.default_rng([seed, sum(map(ord, recipe + budget))])
@@ -122,6 +123,10 @@ def write_run(
     _dump(folder / "signals.json", _signals(targets))
     good = quality if quality is not None else {"lora": 0.66, "spectral": 0.72, "fim-lora": 0.67}.get(recipe, 0.65)
     _write_results(folder, rng, kind, good + 0.01 * np.log2(scale), correct, examples, planned)
+    if texts is not None:
+        kept = [json.loads(line) for line in (folder / "predictions.jsonl").read_text().splitlines()]
+        rows = [{**row, "text": text} for row, text in zip(kept, texts, strict=True)]
+        (folder / "predictions.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     counts = {"adapter_params": total, "head_params": 7_710 if kind != "causal-lm" else 0, "base_params": 22_713_216}
     _dump(folder / "counts.json", counts)
     timings = {"profile_s": 4.1, "plan_s": 0.02, "train_s": 61.5 + seed, "evaluate_s": 3.3, "total_s": 69.0 + seed}

@@ -59,8 +59,13 @@ def parsed(page):
     return Page(page.read_text(encoding="utf-8"))
 
 
-def test_three_files_are_written(page):
-    assert sorted(path.name for path in page.parent.iterdir()) == ["comparison.csv", "report.html", "report.md"]
+def test_four_files_are_written(page):
+    assert sorted(path.name for path in page.parent.iterdir()) == [
+        "comparison.csv",
+        "comparison.tex",
+        "report.html",
+        "report.md",
+    ]
 
 
 def test_one_title_and_ordered_headings(parsed):
@@ -74,7 +79,8 @@ def test_one_title_and_ordered_headings(parsed):
 def test_all_parts_are_there(page):
     text = page.read_text()
     places = [
-        text.index(f'id="{name}"') for name in ("comparison", "paired", "maps", "curves", "size", "plans", "runs")
+        text.index(f'id="{name}"')
+        for name in ("comparison", "paired", "maps", "curves", "size", "flips", "plans", "runs")
     ]
     places += [text.index(f'id="{name}"') for name in ("provenance", "citations", "problems")]
     assert places == sorted(places)
@@ -86,7 +92,7 @@ def test_all_parts_are_there(page):
 
 def test_every_figure_has_words(parsed):
     figures = parsed.named("svg")
-    assert len(figures) == 3 + 2 + 3 + 3
+    assert len(figures) == 3 + 2 + 3 + 5
     assert not parsed.named("img")
     for attrs in figures:
         assert attrs["role"] == "img"

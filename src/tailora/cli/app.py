@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import sys
 import warnings
-from typing import Annotated
+from typing import Annotated, NoReturn
 
 import typer
 
 from tailora._version import __version__
-from tailora.cli import adapters, planning, runs, showing
+from tailora.cli import adapters, planning, reports, runs, showing, watching
 from tailora.errors import TailoraError
 
 app = typer.Typer(
@@ -50,7 +50,8 @@ app.command("profile")(planning.profile)
 app.command("plan")(planning.plan)
 app.command("train")(runs.train)
 app.command("eval")(adapters.evaluate)
-app.command("report")(runs.report)
+app.command("report")(reports.report)
+app.command("watch")(watching.watch)
 app.command("recipes")(showing.recipes)
 app.command("env")(showing.environment)
 
@@ -58,7 +59,8 @@ app.command("env")(showing.environment)
 def main(arguments: list[str] | None = None) -> None:
     """Run the command line and exit.
 
-    Exit status 0 is success, 2 the user's input, 1 everything else; a traceback appears only with ``--debug``.
+    Exit status 0 is success, 2 the user's input, 130 Ctrl-C, 143 SIGTERM, 1 everything else; a traceback appears only
+    with ``--debug``.
 
     Args:
         arguments: Instead of ``sys.argv``.
@@ -66,12 +68,39 @@ def main(arguments: list[str] | None = None) -> None:
     given = sys.argv[1:] if arguments is None else arguments
     try:
         app(given, prog_name="tailora")
+    except SystemExit as end:
+        if (stopped := _interrupt(end)) is None:
+            raise
+        _leave(str(stopped) or "stopped by Ctrl-C", getattr(stopped, "exit_code", 130))
     except TailoraError as error:
         if "--debug" in given:
             raise
-        print(f"tailora: {error}", file=sys.stderr)
-        sys.exit(error.exit_code)
+        _leave(str(error), error.exit_code)
     except BrokenPipeError:
         # The reader of our output has gone, as in `tailora inspect ... | head`.
         sys.stderr.close()
         sys.exit(0)
+    except Exception as error:
+        if "--debug" in given:
+            raise
+        from tailora.failures import explain
+
+        explained = explain(error)
+        if explained is not None:
+            _leave(str(explained), explained.exit_code)
+        text = " ".join(str(error).split())[:300]
+        _leave(f"{type(error).__name__}: {text}; this should not happen: see where with 'tailora --debug ...'", 1)
+
+
+def _leave(sentence: str, status: int) -> NoReturn:
+    """Say one sentence on stderr and exit."""
+    print(f"tailora: {sentence}", file=sys.stderr)
+    sys.exit(status)
+
+
+def _interrupt(end: SystemExit) -> KeyboardInterrupt | None:
+    """Return the interrupt behind an exit: typer turns each into a bare status 130 and drops its sentence."""
+    error: BaseException | None = end
+    while error is not None and not isinstance(error, KeyboardInterrupt):
+        error = error.__cause__ or error.__context__
+    return error

@@ -89,6 +89,13 @@ def plan(
     signal: Annotated[str | None, typer.Option(help="Signal the allocator reads.")] = None,
     ranks: Annotated[Path | None, typer.Option(help="Ranks file, for the recipe 'explicit'.")] = None,
     seed: Annotated[int, typer.Option(help="For allocators that draw at random.")] = 0,
+    saved: Annotated[Path | None, typer.Option("--from", help="Instead: a plan saved before.")] = None,
+    emit: Annotated[
+        str | None, typer.Option(help="Print the plan for another trainer: peft, trl, axolotl or unsloth.")
+    ] = None,
+    task_type: Annotated[
+        str | None, typer.Option(help="With --emit: peft's task type, such as CAUSAL_LM or SEQ_CLS.")
+    ] = None,
     diff: Annotated[tuple[Path, Path] | None, typer.Option(help="Compare two saved plans and stop.")] = None,
     trust_remote_code: TrustCode = False,
     json: Json = False,
@@ -97,21 +104,56 @@ def plan(
     if diff is not None:
         _show_diff(*diff, json=json)
         return
-    from tailora.plans import plan as make_plan
-
+    _check_emit(emit, task_type, json=json)
     overrides: dict[str, Any] = {"r_min": r_min, "r_max": r_max, "multiple": multiple, "signal": signal}
     overrides = {key: value for key, value in overrides.items() if value is not None}
     if ranks is not None:
         overrides["ranks"] = str(ranks)
-    source = _source(profile, model, trust_remote_code=trust_remote_code)
-    made = make_plan(source, recipe, budget, placement, seed=seed, **overrides)
+    if saved is not None:
+        changed = {"recipe": recipe != "lora", "placement": placement != "all-linear", "seed": seed != 0}
+        made = _load(saved, {"profile": profile, "budget": budget, **overrides, **changed})
+    else:
+        from tailora.plans import plan as make_plan
+
+        source = _source(profile, model, trust_remote_code=trust_remote_code)
+        made = make_plan(source, recipe, budget, placement, seed=seed, **overrides)
     if output is not None:
         made.save(output)
         say(f"tailora: plan {made.hash[:12]} written to {output}")
     if json:
         print_json(made.to_dict())
         return
+    if emit is not None:
+        from tailora.emit import emit as write
+
+        print(write(made, emit, task_type=task_type, model=model), end="")
+        return
     _show(made)
+
+
+def _check_emit(emit: str | None, task_type: str | None, *, json: bool) -> None:
+    """Refuse what cannot be emitted before a model is read."""
+    if emit is None:
+        if task_type is not None:
+            raise UserError(f"--task-type {task_type} is for --emit; add --emit peft, or leave it out")
+        return
+    from tailora.emit import EMITTERS
+
+    EMITTERS.entry(emit)
+    if json:
+        raise UserError(f"--emit {emit} and --json both decide what is printed; give one of them")
+
+
+def _load(saved: Path, given: dict[str, Any]) -> Any:
+    """Return a saved plan, which leaves nothing to decide."""
+    from tailora.plans import Plan
+
+    extra = [name.replace("_", "-") for name, value in given.items() if value not in (None, False)]
+    if extra:
+        raise UserError(
+            f"--from {saved} is a plan already made, which --{extra[0]} would change; leave one of them out"
+        )
+    return Plan.load(saved)
 
 
 def _source(profile: Path | None, model: str | None, *, trust_remote_code: bool) -> Any:

@@ -1,4 +1,4 @@
-"""``tailora train``, ``tailora demo`` and ``tailora report``: do runs and show them."""
+"""``tailora train`` and ``tailora demo``: do runs and show them."""
 
 from __future__ import annotations
 
@@ -17,18 +17,25 @@ def train(
     overrides: Annotated[
         list[str] | None, typer.Argument(help="key=value, such as training.learning_rate=1e-3.")
     ] = None,
+    wait: Annotated[
+        float, typer.Option(min=0, help="Seconds to wait where another process is at work on the same run.")
+    ] = 0.0,
     json: Json = False,
 ) -> None:
     """Profile, plan, train and evaluate one run, then write its report; a run cut off continues."""
+    from tailora import processes
     from tailora.artifacts import read_json
     from tailora.config import load_config
     from tailora.runs import execute, is_done
 
     loaded = load_config(config, overrides or [])
-    if is_done(loaded):
-        say("tailora: this run is already done; its results follow")
+    done = is_done(loaded)
     with stage_bar(f"{loaded.recipe}, seed {loaded.seed}") as progress:
-        folder = execute(loaded, progress=progress)
+        folder = execute(loaded, progress=progress, wait=wait)
+    if done:
+        say("tailora: this run is already done; its results follow")
+    if not processes.is_main():
+        return  # under a launcher, the first process alone reports
     from tailora.report.html import write_report
 
     page = write_report(folder)
@@ -56,31 +63,3 @@ def demo(
     from tailora.demo import run_demo
 
     run_demo(output, seeds=tuple(range(seeds)), quick=quick, console=out())
-
-
-def report(
-    path: Annotated[Path, typer.Argument(help="A run's folder, or a folder of run folders.")],
-    output: Annotated[
-        Path | None, typer.Option("--output", "-o", help="The HTML file; default report.html in PATH.")
-    ] = None,
-    json: Json = False,
-) -> None:
-    """Compare runs: a table here, and one self-contained HTML page with figures."""
-    from tailora.report.html import write_report
-    from tailora.report.runs import load_runs
-    from tailora.report.terminal import comparison_table, paired_table
-
-    runs = load_runs(path)
-    page = write_report(path, output)
-    if json:
-        from dataclasses import asdict
-
-        from tailora.report.compare import compare_runs, paired_differences
-
-        rows, pairs = compare_runs(runs), paired_differences(runs)
-        print_json({"report": str(page), "rows": [asdict(r) for r in rows], "pairs": [asdict(p) for p in pairs]})
-        return
-    console = out()
-    console.print(comparison_table(runs))
-    console.print(paired_table(runs))
-    print(f"report: {page}")

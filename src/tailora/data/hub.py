@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from tailora.errors import DataError, did_you_mean
+
+if TYPE_CHECKING:
+    import datasets
 
 
 def read_hub(source: str, config: str | None, split: str, revision: str | None = None) -> dict[str, list[Any]]:
@@ -39,16 +42,33 @@ def read_hub(source: str, config: str | None, split: str, revision: str | None =
         known = [str(name) for name in loaded]
         hint = did_you_mean(split, known) or ";"
         raise DataError(f"data set {source!r} has no split {split!r}{hint} splits: {', '.join(known)}")
-    data = loaded[split]
+    return columns_of(loaded[split], f"split {split!r} of {source!r}")
+
+
+def columns_of(data: datasets.Dataset, what: str) -> dict[str, list[Any]]:
+    """Return a data set as columns, with the names of the classes instead of their numbers.
+
+    Args:
+        data: A ``datasets.Dataset``.
+        what: What it is, for messages.
+
+    Returns:
+        Column name -> values.
+
+    Raises:
+        DataError: The labels are hidden, as in the test splits of benchmarks.
+    """
+    import datasets
+
     columns: dict[str, list[Any]] = {}
     for name in data.column_names:
         values = list(data[name])
         feature = data.features[name]
         if isinstance(feature, datasets.ClassLabel):
             if any(value == -1 for value in values):
-                raise DataError(
-                    f"split {split!r} of {source!r} has no labels (-1); choose a labelled split, such as 'validation'"
-                )
-            values = [feature.int2str(value) for value in values]
+                raise DataError(f"{what} has no labels (-1); choose a labelled split, such as 'validation'")
+            values = [None if value is None else feature.int2str(value) for value in values]
+        elif isinstance(tags := getattr(feature, "feature", None), datasets.ClassLabel):
+            values = [None if row is None else [tags.int2str(tag) for tag in row] for row in values]
         columns[name] = values
     return columns

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from tailora.report import formats
 from tailora.report.compare import ComparisonRow, PairedDifference, compare_runs, paired_differences
-from tailora.report.groups import Group, group_runs
+from tailora.report.groups import Group, group_runs, short_model
 from tailora.report.records import Problem, Runs
 from tailora.report.summary import summarise
 from tailora.report.tables import comparison_markdown, escape_markdown, markdown_table, paired_markdown
@@ -96,10 +96,27 @@ def provenance(runs: Runs) -> list[tuple[str, str]]:
     """
     values: dict[str, dict[str, None]] = {}
     for run in runs:
-        for key, value in {"model": run.model, **run.environment}.items():
-            text = value if isinstance(value, str) else json.dumps(value, sort_keys=True, ensure_ascii=False)
-            values.setdefault(key, {}).setdefault(text if len(text) <= 300 else f"{text[:300]}…")
+        for key, value in {"model": _model_name(run.model), **run.environment}.items():
+            text = _readable(value)
+            values.setdefault(key, {}).setdefault(text if len(text) <= 600 else f"{text[:600]}…")
     return [(key, "; ".join(found)) for key, found in sorted(values.items())]
+
+
+def _readable(value: Any) -> str:
+    """Write a value of the environment as words instead of JSON."""
+    if isinstance(value, dict):
+        return ", ".join(f"{key} {_readable(inner)}" for key, inner in sorted(value.items())) or "none"
+    if isinstance(value, list):
+        return ", ".join(map(_readable, value)) or "none"
+    if value is None or isinstance(value, bool):
+        return {None: "none", True: "yes", False: "no"}[value]
+    return str(value)
+
+
+def _model_name(model: str) -> str:
+    """Return a hub id as it is, and of a folder the part that tells the model."""
+    is_id = model.count("/") == 1 and not model.startswith((".", "/", "~"))
+    return model if is_id else short_model(model)
 
 
 def place_of(problem: Problem, runs: Runs) -> str:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from tailora.report.grids import Column, Row, cost_by
 from tailora.report.groups import Group
+from tailora.report.pareto import pareto_front
 from tailora.report.records import RunRecord, finite
 from tailora.report.style import (
     FAINT,
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
 
 _WIDTH = 380
 _BINS = 60
+FRONT = "Pareto front"
 
 
 def curves(
@@ -91,7 +93,7 @@ def score_against_parameters(groups: Sequence[Group], *, name: str, order: Seque
     ordered = [recipe for recipe in (order or list(points)) if recipe in points]
     styles = series_style(order or ordered)
     labels = [clip_label(recipe) for recipe in ordered]
-    foot = legend_height(_WIDTH, labels)
+    foot = legend_height(_WIDTH, [*labels, FRONT])
     figure = new_figure(_WIDTH, 236 + foot)
     axes = new_axes(figure, 52, 44 + foot, 12, 8)
     sizes = [size for found in points.values() for size, _ in found]
@@ -108,16 +110,24 @@ def score_against_parameters(groups: Sequence[Group], *, name: str, order: Seque
             axes.plot([size] * len(scores), scores, "_", color=style["color"], markersize=7, transform=shift)
         mark = {"color": style["color"], "marker": style["marker"], "markersize": 8, "linestyle": ""}
         handles += axes.plot(xs, ys, transform=shift, **mark)
+    front = _front(axes, groups, points) if len(sizes) > len(ordered) else []
     # The shifted marks are outside matplotlib's own bookkeeping of the data range.
     scores = [score for found in points.values() for _, values in found for score in values]
     margin = 0.08 * (max(scores) - min(scores)) or 0.05 * (abs(scores[0]) or 1.0)
     axes.set_ylim(min(scores) - margin, max(scores) + margin)
     axes.set_ylabel(_score_name(groups[0]), color=MUTED, fontsize=11)
+    if front:
+        handles.append(front[0])
+        labels.append(FRONT)
     add_legend(figure, handles, labels)
     best = "; ".join(
         f"{recipe} {max(points[recipe])[0]:,.0f}: {fmean(max(points[recipe])[1]):.3g}" for recipe in ordered
     )
-    return to_svg(figure, name, f"Primary score against trainable adapter parameters, at the largest size: {best}.")
+    alt = f"Primary score against trainable adapter parameters, at the largest size: {best}."
+    if front:
+        told = ", ".join(f"{recipe} at {size:,.0f}" for recipe, size, _ in front[1])
+        alt += f" The Pareto front is made of {told}."
+    return to_svg(figure, name, alt)
 
 
 def parameters_by_role(plans: Mapping[str, Mapping[str, Any]], *, name: str) -> str:
@@ -202,7 +212,7 @@ def parameters_by_depth(plans: Mapping[str, Mapping[str, Any]], *, name: str, or
     shown = [number for number, row in enumerate(rows) if row.depth is None or row.depth % every == 0]
     axes.set_xticks(shown, [rows[number].label for number in shown])
     axes.set_ylim(bottom=0)
-    axes.set_xlabel(_depth_label(rows), color=MUTED, fontsize=11)
+    axes.set_xlabel(depth_label(rows), color=MUTED, fontsize=11)
     for number in range(1, len(rows)):
         if rows[number].stack != rows[number - 1].stack:
             axes.axvline(number - 0.5, color=FAINT, linewidth=1.5)
@@ -249,13 +259,26 @@ def _shares(costs: Mapping[Column, int]) -> str:
     return ", ".join(f"{role.title} {100 * cost / total:.0f} %" for role, cost in costs.items() if cost)
 
 
-def _depth_label(rows: Sequence[Row]) -> str:
+def depth_label(rows: Sequence[Row]) -> str:
+    """Return the label of a layer axis, naming the stacks in order where there are several."""
     stacks = list(dict.fromkeys(row.stack for row in rows))
     return (
         "layer"
         if len(stacks) < 2
         else "layer of " + ", then of ".join(clip_label(stack or "the rest") for stack in stacks)
     )
+
+
+def _front(axes: Axes, groups: Sequence[Group], points: Mapping[str, Any]) -> list[Any]:
+    """Draw the Pareto front of the means as a stepped line; return its handle and its points."""
+    flat = [(recipe, size, fmean(scores)) for recipe, found in points.items() for size, scores in found]
+    higher = groups[0].runs[0].higher_is_better
+    front = [flat[place] for place in pareto_front([(size, mean) for _, size, mean in flat], higher_is_better=higher)]
+    # A step holds the score reached so far until the next larger adapter does better, and on to the right edge.
+    xs, ys = [size for _, size, _ in front], [mean for _, _, mean in front]
+    line = {"color": MUTED, "linewidth": 1.2, "linestyle": (0, (3, 2)), "zorder": 1}
+    (handle,) = axes.plot([*xs, axes.get_xlim()[1]], [*ys, ys[-1]], drawstyle="steps-post", **line)
+    return [handle, front]
 
 
 def _score_name(group: Group) -> str:

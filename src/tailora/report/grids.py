@@ -53,6 +53,11 @@ class Column:
         return {"embedding": "embed"}.get(self.key, self.key.rpartition(".")[2])
 
     @property
+    def place(self) -> tuple[int, str]:
+        """Sort key of the display order, left to right."""
+        return (_ORDER.index(self.key) if self.key in _ORDER else len(_ORDER), self.key)
+
+    @property
     def title(self) -> str:
         """Full name, for legends and tooltips."""
         if "." not in self.key:
@@ -156,7 +161,7 @@ def build_grid(targets: Iterable[Mapping[str, Any]], values: Mapping[str, float]
         stacks.setdefault(place[0].stack)
     order = {stack: number for number, stack in enumerate(stacks)}
     rows = sorted({row for row, _ in cells}, key=lambda row: (order[row.stack], row.depth is None, row.depth or 0))
-    columns = sorted({column for _, column in cells}, key=_column_order)
+    columns = sorted({column for _, column in cells}, key=lambda column: column.place)
     return Grid(tuple(columns), tuple(rows), cells, crowded)
 
 
@@ -181,7 +186,3 @@ def cost_by(plan: Mapping[str, Any], what: str) -> dict[Any, int]:
         key: round(sum(value for place, value in grid.cells.items() if place[side] == key))
         for key in (grid.columns if side else grid.rows)
     }
-
-
-def _column_order(column: Column) -> tuple[int, str]:
-    return (_ORDER.index(column.key) if column.key in _ORDER else len(_ORDER), column.key)

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from tailora.report.grids import Grid, Row, build_grid, rank_grid
+from tailora.report.grids import Column, Grid, Row, build_grid, rank_grid
 from tailora.report.style import BLUE, FAINT, INK, MUTED, ORANGE, clip_label, new_figure, to_svg
 
 if TYPE_CHECKING:
@@ -116,21 +117,43 @@ def _rank_marks(top: float) -> list[float]:
     return [*[mark for mark in marks if top - mark >= step / 2], top]
 
 
-def _positions(grid: Grid, height: float) -> tuple[dict[Row, float], dict[str, float], float]:
-    """Return the top of every row, the top of every stack's heading, and the total height."""
-    tops: dict[Row, float] = {}
+@dataclass(frozen=True)
+class _Layout:
+    """Where everything of a grid goes: columns by number, heights in pixels below the header."""
+
+    columns: tuple[Column, ...]
+    spots: dict[tuple[Row, Column], tuple[int, float]]
+    labels: list[tuple[str, float]]
+    headings: dict[str, float]
+    height: float
+
+
+def _lay_out(grid: Grid, cell: float) -> _Layout:
+    """Place the cells; what lies outside the blocks and has a role of its own gets a row, not an empty column."""
+    inside = {column for row, column in grid.cells if row.depth is not None}
+    columns = tuple(column for column in grid.columns if column in inside) or grid.columns
+    spots: dict[tuple[Row, Column], tuple[int, float]] = {}
+    labels: list[tuple[str, float]] = []
     headings: dict[str, float] = {}
     y = 0.0
-    several = len(grid.stacks) > 1
     for stack in grid.stacks:
-        if several:
+        if len(grid.stacks) > 1:
             headings[stack] = y
             y += _STACK_GAP
         for row in (row for row in grid.rows if row.stack == stack):
-            y += 5 if row.depth is None and y > 0 else 0
-            tops[row] = y
-            y += height
-    return tops, headings, y
+            own = [column for column in grid.columns if (row, column) in grid.cells]
+            shared = [column for column in own if column in columns]
+            if row.depth is None and y > 0:
+                y += 6
+            if shared:
+                labels.append((row.label, y))
+                spots |= {(row, column): (columns.index(column), y) for column in shared}
+                y += cell
+            for column in (column for column in own if column not in columns):
+                labels.append((column.label, y))
+                spots[row, column] = (0, y)
+                y += cell
+    return _Layout(columns, spots, labels, headings, y)
 
 
 def _draw(
@@ -150,8 +173,9 @@ def _draw(
 
     # Deep models get flatter rows, but never so flat that the numbers touch.
     cell = min(24.0, max(14.0, 720 / max(1, len(grid.rows))))
-    tops, headings, body = _positions(grid, cell)
-    width = max(_LEFT + _CELL_WIDTH * len(grid.columns) + 2, 250)
+    layout = _lay_out(grid, cell)
+    body = layout.height
+    width = max(_LEFT + _CELL_WIDTH * len(layout.columns) + 2, 250)
     height = _HEADER + body + _SCALE_HEIGHT
     figure = new_figure(width, height)
     axes = figure.add_axes((0, 0, 1, 1))
@@ -161,7 +185,8 @@ def _draw(
     size = 11.5 if cell >= 18 else 10
     tooltips: dict[str, str] = {}
     for number, ((row, column), value) in enumerate(grid.cells.items()):
-        x, y = _LEFT + _CELL_WIDTH * grid.columns.index(column), _HEADER + tops[row]
+        across, top = layout.spots[row, column]
+        x, y = _LEFT + _CELL_WIDTH * across, _HEADER + top
         share = min(1.0, max(0.0, strength(value)))
         box = (x + 1, y + 1), _CELL_WIDTH - 2, cell - 2
         gid = f"cell-{number}"
@@ -179,15 +204,15 @@ def _draw(
             va="center_baseline",
         )
         tooltips[gid] = f"{row.title}, {column.title}: {tip(value)}"
-    _headings(axes, grid, tops, headings, cell)
+    _headings(axes, grid, layout, cell)
     _scale(axes, scale, scale_title, colour, _HEADER + body + 14)
     return to_svg(figure, name, alt, tooltips)
 
 
-def _headings(axes: Axes, grid: Grid, tops: Mapping[Row, float], headings: Mapping[str, float], cell: float) -> None:
+def _headings(axes: Axes, grid: Grid, layout: _Layout, cell: float) -> None:
     """Write role names above the columns, what they belong to above those, and layer numbers beside the rows."""
     spans: dict[str, list[int]] = {}
-    for number, column in enumerate(grid.columns):
+    for number, column in enumerate(layout.columns):
         spans.setdefault(column.heading, []).append(number)
         centre = _LEFT + _CELL_WIDTH * (number + 0.5)
         label = clip_label(column.label, 8)
@@ -197,12 +222,12 @@ def _headings(axes: Axes, grid: Grid, tops: Mapping[Row, float], headings: Mappi
         if len(numbers) > 1:
             axes.text((left + right) / 2, 12, heading, color=MUTED, fontsize=11, ha="center", va="baseline")
             axes.plot([left, right], [18, 18], color=FAINT, linewidth=1)
-    for row, top in tops.items():
+    for label, top in layout.labels:
         place = _HEADER + top + cell / 2
-        axes.text(_LEFT - 8, place, row.label, color=MUTED, fontsize=11, ha="right", va="center_baseline")
+        axes.text(_LEFT - 8, place, clip_label(label, 8), color=MUTED, fontsize=11, ha="right", va="center_baseline")
     if any(row.depth is not None for row in grid.rows):
         axes.text(_LEFT - 8, _HEADER - 6, "layer", color=MUTED, fontsize=11, ha="right", va="baseline")
-    for stack, top in headings.items():
+    for stack, top in layout.headings.items():
         axes.text(
             _LEFT,
             _HEADER + top + _STACK_GAP - 6,

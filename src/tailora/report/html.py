@@ -10,13 +10,19 @@ from tailora.artifacts import write_text
 from tailora.errors import UserError
 from tailora.report import formats
 from tailora.report.content import Content, citations, place_of, provenance, render_markdown
+from tailora.report.figure_files import write_figures
 from tailora.report.figures import curves, parameters_by_depth, parameters_by_role, score_against_parameters
+from tailora.report.flips import LIMIT as FLIP_LIMIT
+from tailora.report.flips import flipped
 from tailora.report.grids import cost_of, rank_grid, role_of, row_of
 from tailora.report.groups import Group, recipe_order, short_model
 from tailora.report.heatmaps import rank_heat_map, signal_heat_map
+from tailora.report.latex import comparison_latex
+from tailora.report.rank_figures import ranks_by_depth, ranks_by_role
 from tailora.report.records import Runs, finite
 from tailora.report.runs import load_runs
 from tailora.report.settings import watches_score
+from tailora.report.style import capturing
 from tailora.report.tables import comparison_csv, interval_text, p_text, seeds_text
 
 CARD_PADDING = 34
@@ -25,16 +31,25 @@ CARD_PADDING = 34
 ROLE_HOW = "A bar is a recipe's adapter, divided by what the adapted matrices do."
 DEPTH_HOW = "A line follows a recipe's adapter parameters from the first layer to the last."
 
+DEPTH_RANKS_HOW = "A line follows a recipe's mean rank over a layer's candidates; not adapted counts as 0."
+ROLE_RANKS_HOW = "A mark is a recipe's mean rank over all candidates of a role; not adapted counts as 0."
+
 _TEMPLATES = Path(__file__).parent / "templates"
 
 
-def write_report(path_to_runs: str | Path, out_html: str | Path | None = None, baseline: str | None = None) -> Path:
-    """Write ``report.html``, and next to it ``report.md`` and ``comparison.csv``.
+def write_report(
+    path_to_runs: str | Path,
+    out_html: str | Path | None = None,
+    baseline: str | None = None,
+    figures: str | Path | None = None,
+) -> Path:
+    """Write ``report.html``, and next to it ``report.md``, ``comparison.csv`` and ``comparison.tex``.
 
     Args:
         path_to_runs: A run folder, or a folder that holds run folders.
         out_html: Where the page goes; default ``report.html`` in ``path_to_runs``.
         baseline: Recipe that the others are compared with; default ``lora`` where it was run.
+        figures: Folder for every figure as SVG and PNG; none are written when left out.
 
     Returns:
         The path of the page.
@@ -54,10 +69,19 @@ def write_report(path_to_runs: str | Path, out_html: str | Path | None = None, b
             f"report path {str(page)!r} is a folder; give a file name such as {str(page / 'report.html')!r}"
         )
     content = Content.of(runs, baseline)
+    if figures is not None and Path(figures).exists() and not Path(figures).is_dir():
+        raise UserError(f"figures folder {str(figures)!r} is a file; give a folder")
     write_text(page.parent / "comparison.csv", comparison_csv(content.rows, content.pairs))
     write_text(page.with_suffix(".md"), render_markdown(content))
-    # The page last: whoever waits for it finds the other two complete.
-    return write_text(page, render_html(content))
+    write_text(page.parent / "comparison.tex", comparison_latex(content.rows, content.pairs))
+    if figures is None:
+        html = render_html(content)
+    else:
+        with capturing() as drawn:
+            html = render_html(content)
+        write_figures(figures, drawn)
+    # The page last: whoever waits for it finds the others complete.
+    return write_text(page, html)
 
 
 def render_html(content: Content) -> str:
@@ -91,6 +115,7 @@ def render_html(content: Content) -> str:
         interval=interval_text,
         p_text=p_text,
         seeds=seeds_text,
+        plural=formats.plural,
         short_model=short_model,
     )
     order = recipe_order(groups)
@@ -104,6 +129,8 @@ def render_html(content: Content) -> str:
         maps=_all_maps(groups, Markup),
         curves=[_curves(group, f"g{number}", order, Markup) for number, group in enumerate(groups)],
         sizes=_sizes(groups, order, Markup),
+        flip_limit=FLIP_LIMIT,
+        flips=[(group, flipped(group)) for group in groups],
         plans=[entry for group in groups for entry in _plans(group)],
         runs=_run_rows(runs),
         problems=[(place_of(problem, runs), problem) for problem in runs.problems],
@@ -205,16 +232,30 @@ def _sizes(groups: Sequence[Group], order: Sequence[str], markup: type[str]) -> 
         svg = score_against_parameters([group for _, group in members], name=f"size-{place}", order=order)
         if svg:
             how = "A mark is a mean over seeds, its bar the range; marks of equal size stand a few pixels apart."
+            if len(members) > 1:
+                how += " Nothing left of or above the dashed line was reached." if _higher(members) else ""
             figures.append({"title": "Score against size", "detail": how, "svg": markup(svg)})
         for number, group in members:
             plans = {name: group.recipes[name][0].plan for name in group.ordered}
             at = f", {group.budget}" if len(members) > 1 else ""
+            for draw, place_of_rank, told in (
+                (ranks_by_depth, "layer", DEPTH_RANKS_HOW),
+                (ranks_by_role, "role", ROLE_RANKS_HOW),
+            ):
+                drawn = draw(plans, name=f"g{number}-mean-rank-{place_of_rank}", order=order)
+                if drawn:
+                    title = f"Mean rank by {place_of_rank}{at}"
+                    figures.append({"title": title, "detail": told, "svg": markup(drawn)})
             by_role = parameters_by_role(plans, name=f"g{number}-role")
             by_depth = parameters_by_depth(plans, name=f"g{number}-depth", order=order)
             figures.append({"title": f"Parameters by role{at}", "detail": ROLE_HOW, "svg": markup(by_role)})
             figures.append({"title": f"Parameters by layer{at}", "detail": DEPTH_HOW, "svg": markup(by_depth)})
         entries.append({"label": f"{task}, {short_model(model)}", "figures": figures})
     return entries
+
+
+def _higher(members: Sequence[tuple[int, Group]]) -> bool:
+    return members[0][1].runs[0].higher_is_better
 
 
 def _plans(group: Group) -> list[dict[str, Any]]:

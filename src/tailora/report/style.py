@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
+import contextvars
 import io
 import re
 import xml.etree.ElementTree as ET
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -47,6 +50,46 @@ _SVG = "http://www.w3.org/2000/svg"
 _XLINK = "http://www.w3.org/1999/xlink"
 ET.register_namespace("", _SVG)
 ET.register_namespace("xlink", _XLINK)
+
+
+# What the placeholders become in a PNG, which has no page around it.
+_ON_WHITE = {INK: "#1c1f23", MUTED: "#5b636c", FAINT: "#d3d6d9"}
+_PNG_DPI = 216
+
+
+@dataclass(frozen=True)
+class Captured:
+    """A figure as it went to a page, and as a picture of its own.
+
+    Attributes:
+        name: Unique on the page.
+        alt: What it shows.
+        svg: The SVG text.
+        png: PNG on white, three pixels to a CSS pixel.
+    """
+
+    name: str
+    alt: str
+    svg: str
+    png: bytes
+
+
+_CAPTURED: contextvars.ContextVar[list[Captured] | None] = contextvars.ContextVar("captured", default=None)
+
+
+@contextlib.contextmanager
+def capturing() -> Iterator[list[Captured]]:
+    """Collect every figure that is drawn inside the block.
+
+    Yields:
+        The figures so far, in drawing order.
+    """
+    found: list[Captured] = []
+    token = _CAPTURED.set(found)
+    try:
+        yield found
+    finally:
+        _CAPTURED.reset(token)
 
 
 def new_figure(width: float, height: float) -> Figure:
@@ -160,7 +203,33 @@ def to_svg(figure: Figure, name: str, alt: str, tooltips: Mapping[str, str] | No
     root.set("role", "img")
     root.set("aria-label", alt)
     root.set("font-family", "system-ui, -apple-system, 'Segoe UI', Roboto, 'DejaVu Sans', sans-serif")
-    return ET.tostring(root, encoding="unicode")
+    svg = ET.tostring(root, encoding="unicode")
+    captured = _CAPTURED.get()
+    if captured is not None:
+        captured.append(Captured(name, alt, svg, _png(figure)))
+    return svg
+
+
+def _png(figure: Figure) -> bytes:
+    """Render a figure on white, the placeholder colours replaced; the figure is not used again afterwards."""
+    import matplotlib
+    from matplotlib.colors import to_hex
+
+    for artist in figure.findobj():
+        for part in ("color", "facecolor", "edgecolor", "markeredgecolor", "markerfacecolor"):
+            read, write = getattr(artist, f"get_{part}", None), getattr(artist, f"set_{part}", None)
+            if read is None or write is None:
+                continue
+            # Collections answer with one colour per member; the report's figures draw none of their own.
+            with contextlib.suppress(ValueError, TypeError):
+                found = _ON_WHITE.get(to_hex(read()))
+                if found:
+                    write(found)
+    figure.patch.set_alpha(1.0)
+    stream = io.BytesIO()
+    with matplotlib.rc_context({"text.parse_math": False}):
+        figure.savefig(stream, format="png", dpi=_PNG_DPI, facecolor="white", metadata={"Software": None})
+    return stream.getvalue()
 
 
 def _strip(root: ET.Element) -> None:

@@ -6,11 +6,12 @@ import abc
 import copy
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Self
 
 from tailora.artifacts import content_hash
 from tailora.config import RunConfig, TaskConfig
 from tailora.data import Labels, Table, carve, read_table, sample
+from tailora.errors import ConfigError, did_you_mean
 
 if TYPE_CHECKING:
     import datasets
@@ -18,8 +19,9 @@ if TYPE_CHECKING:
 
     from tailora.evaluation import Evaluation
 
-Examples = Sequence[dict[str, list[int] | int]]
-"""Tokenised examples: ``input_ids``, further model inputs, and ``labels`` (a list of tokens, or one class number)."""
+Examples = Sequence[dict[str, Any]]
+"""Encoded examples: ``input_ids`` (or ``pixel_values``), further model inputs, and ``labels`` (a list of tokens or
+tags, one class number, or one score)."""
 
 
 @dataclass(frozen=True)
@@ -83,14 +85,37 @@ class Task(abc.ABC):
     """One kind of task.
 
     Attributes:
-        task_type: peft's name for it.
+        task_type: peft's name for it; ``None`` where peft has none.
         primary: The score that decides.
         higher_is_better: Which direction is better.
+        metrics: Scores that ``task.metric`` may name besides ``primary`` and ``loss``.
     """
 
-    task_type: str
+    task_type: str | None
     primary: str
     higher_is_better: bool
+    metrics: tuple[str, ...] = ()
+
+    def bound(self, task: TaskConfig) -> Self:
+        """Return this task with the metric that decides.
+
+        Args:
+            task: The task's configuration.
+
+        Returns:
+            A copy; the registered task stays as it is.
+
+        Raises:
+            ConfigError: The task has no such metric.
+        """
+        known = list(dict.fromkeys((self.primary, *self.metrics, "loss")))
+        metric = task.metric or self.primary
+        if metric not in known:
+            hint = did_you_mean(metric, known) or ";"
+            raise ConfigError(f"task.metric={metric!r} is no score of {task.kind}{hint} known: {', '.join(known)}")
+        copied = copy.copy(self)
+        copied.primary, copied.higher_is_better = metric, metric != "loss"
+        return copied
 
     def read(self, task: TaskConfig) -> Splits:
         """Read, cap and split the data.
@@ -213,7 +238,7 @@ class Task(abc.ABC):
 
 
 def _length(example: dict[str, Any]) -> int:
-    return len(example["input_ids"])
+    return len(example.get("input_ids", ()))  # images of one model are all of one size
 
 
 def by_length(examples: Examples) -> list[int]:

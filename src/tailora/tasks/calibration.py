@@ -59,7 +59,7 @@ def prepare(config: RunConfig, base: LoadedModel | None = None) -> Prepared:
     Raises:
         UserError: The data or the model cannot be used.
     """
-    task = TASKS[config.task.kind]
+    task = TASKS[config.task.kind].bound(config.task)
     splits = task.read(config.task)
     base = base or task.load(config, splits)
     return Prepared(task, splits, base, *task.encode(config.task, splits, base.tokenizer))
@@ -194,7 +194,7 @@ def _measure(
         batch_size=settings.batch_size,
         seed=settings.seed,
     )
-    total = sum(len(batch["input_ids"]) for batch in batches)
+    total = sum(len(batch["labels"]) for batch in batches)
     moved = ({name: tensor.to(device_of(config)) for name, tensor in batch.items()} for batch in batches)
 
     def tell(done: int) -> None:

@@ -1,11 +1,15 @@
-"""Causal language modelling on plain text, documents or prompt-completion pairs, with trl's ``SFTTrainer``."""
+"""Causal language modelling on plain text, documents, prompts with completions and chats, with ``SFTTrainer``."""
 
 from __future__ import annotations
 
+import logging
 from typing import TYPE_CHECKING, Any
 
 from tailora.config import RunConfig, TaskConfig
-from tailora.data import Labels, Table, carve, read_table, sample
+from tailora.data import Encoded, EncodingReport, Labels, Table, carve, read_table, sample
+from tailora.data.cache import cached_encoding
+from tailora.data.encoding import encode_table, long_texts
+from tailora.data.formats import find_format, normalise
 from tailora.errors import DataError
 from tailora.tasks.base import Examples, LoadedModel, Splits, Task, by_length
 
@@ -15,13 +19,14 @@ if TYPE_CHECKING:
     from tailora.evaluation import Evaluation
 
 _CUT = "text"
+_LOG = logging.getLogger("tailora.data")
 
 
 class CausalLM(Task):
     """Next-token prediction.
 
-    A ``.txt`` file is one long text, cut into blocks of ``max_length`` tokens; any other data is one example per row,
-    and with ``text_pair`` a prompt and a completion of which only the completion counts.
+    A ``.txt`` file is one long text, cut into blocks of ``max_length`` tokens; any other data is one example per row:
+    a document, a prompt with its completion, or a conversation (``task.format``).
     """
 
     task_type = "CAUSAL_LM"
@@ -41,12 +46,12 @@ class CausalLM(Task):
             DataError: The data cannot be read or a column is missing.
         """
         if not _is_plain(task.train):
-            splits = super().read(task)
-            for table in (splits.train, splits.evaluation):
-                table.texts(task.text, "task.text")
-                if task.text_pair is not None:
-                    table.texts(task.text_pair, "task.text_pair")
-            return splits
+            return _normal(task, super().read(task))
+        if task.format not in ("auto", "text"):
+            raise DataError(
+                f"task.format={task.format!r} needs rows, but {task.train!r} is one plain text; give a file with "
+                "columns, or leave task.format out"
+            )
         training = read_table(task.train)
         if task.carves_validation:
             return Splits(*_cut(training, task.validation))
@@ -62,15 +67,23 @@ class CausalLM(Task):
         return load_model(config, AutoModelForCausalLM)
 
     def encode(self, task: TaskConfig, splits: Splits, tokenizer: Any) -> tuple[Examples, Examples]:
-        """Tokenise; examples without a token to predict are left out; see ``Task.encode``."""
+        """Tokenise; both results carry a ``report`` of what was cut and left out; see ``Task.encode``."""
+        limit = min(task.max_length, tokenizer.model_max_length)
         if _is_plain(task.train):
-            training = _blocks(splits.train, tokenizer, task.max_length)
-            evaluation = _blocks(splits.evaluation, tokenizer, task.max_length)
+            training = _blocks(splits.train, tokenizer, limit)
+            evaluation = _blocks(splits.evaluation, tokenizer, limit)
             return (
-                [training[row] for row in sample(len(training), task.train_examples)],
-                [evaluation[row] for row in sample(len(evaluation), task.eval_examples)],
+                training.take(sample(len(training), task.train_examples)),
+                evaluation.take(sample(len(evaluation), task.eval_examples)),
             )
-        return _documents(task, splits.train, tokenizer), _documents(task, splits.evaluation, tokenizer)
+        splits = _normal(task, splits)
+        # Evaluation keeps one example per row: runs with and without packing can be compared by example.
+        training = _encode(splits.train, tokenizer, limit, task, packing=task.packing)
+        evaluation = _encode(splits.evaluation, tokenizer, limit, task, packing=False)
+        for part, encoded in (("training", training), ("evaluation", evaluation)):
+            if notice := encoded.report.notice(part):
+                _LOG.warning("%s: %s", encoded.report.source, notice)
+        return training, evaluation
 
     def collate(self, examples: Examples, tokenizer: Any) -> dict[str, torch.Tensor]:
         """Pad to the longest example; padding has label -100 and attention 0."""
@@ -126,47 +139,35 @@ def _cut(table: Table, share: float) -> tuple[Table, Table]:
     return Table({_CUT: [texts[0]]}, table.source), Table({_CUT: [texts[1]]}, table.source)
 
 
-def _blocks(table: Table, tokenizer: Any, length: int) -> Examples:
+def _normal(task: TaskConfig, splits: Splits) -> Splits:
+    """Bring both tables into the shape of the training data's format; a table that is in shape stays as it is."""
+    if splits.train.form:
+        return splits
+    form = find_format(splits.train, task.format, task.text, task.text_pair)
+    # What changes the examples but not the rows belongs to the fingerprint, by which profiles are shared.
+    options = f"packing={task.packing}"
+    if form.name != "text":
+        options += f" completion_only={task.completion_only}"
+    # The evaluation data may lack an optional column, but its format is that of the training data.
+    other = find_format(splits.evaluation, form.name, task.text, task.text_pair)
+    return Splits(normalise(splits.train, form, options), normalise(splits.evaluation, other, options), splits.labels)
+
+
+def _encode(table: Table, tokenizer: Any, limit: int, task: TaskConfig, *, packing: bool) -> Encoded:
+    settings: dict[str, Any] = {"limit": limit, "completion_only": task.completion_only, "packing": packing}
+
+    def make() -> Encoded:
+        return encode_table(table, tokenizer, **settings)
+
+    return cached_encoding(table, tokenizer, settings, make)
+
+
+def _blocks(table: Table, tokenizer: Any, length: int) -> Encoded:
     """Tokenise a whole text and cut it into blocks; a block of one token has nothing to predict and is dropped."""
-    # The tokenizer would warn that the text is longer than the model: it is cut right here.
-    limit, tokenizer.model_max_length = tokenizer.model_max_length, int(1e30)
-    try:
-        ids = [token for text in table.columns[_CUT] for token in tokenizer(text)["input_ids"]]
-    finally:
-        tokenizer.model_max_length = limit
-    length = min(length, limit)
+    with long_texts(tokenizer):
+        ids = [token for text in table.texts(_CUT, "task.text") for token in tokenizer(text)["input_ids"]]
     cut = [ids[start : start + length] for start in range(0, len(ids), length)]
-    examples: Examples = [{"input_ids": block, "labels": list(block)} for block in cut if len(block) > 1]
-    if not examples:
+    blocks = [{"input_ids": block, "labels": list(block)} for block in cut if len(block) > 1]
+    if not blocks:
         raise DataError(f"{table.source!r} has {len(ids)} token(s), which leaves nothing to predict; give more text")
-    return examples
-
-
-def _documents(task: TaskConfig, table: Table, tokenizer: Any) -> Examples:
-    """Tokenise one example per row; a prompt has label -100, an end token closes the row."""
-    limit = min(task.max_length, tokenizer.model_max_length)
-    prompts = table.texts(task.text, "task.text")
-    completions = [None] * len(prompts) if task.text_pair is None else table.texts(task.text_pair, "task.text_pair")
-    end = [] if tokenizer.eos_token_id is None else [tokenizer.eos_token_id]
-    examples = []
-    for prompt, completion in zip(prompts, completions, strict=True):
-        ids = _plain_ids(tokenizer, prompt)
-        labels = list(ids)
-        if completion is not None:
-            answer = tokenizer(completion, add_special_tokens=False)["input_ids"]
-            ids, labels = ids + answer, [-100] * len(ids) + answer
-        ids, labels = (ids + end)[:limit], (labels + end)[:limit]
-        # The first position is never predicted, so a label there does not count.
-        if any(label != -100 for label in labels[1:]):
-            examples.append({"input_ids": ids, "labels": labels})
-    if not examples:
-        raise DataError(
-            f"{table.source!r} leaves no token to predict within task.max_length={task.max_length}; raise max_length"
-        )
-    return examples
-
-
-def _plain_ids(tokenizer: Any, text: str) -> list[int]:
-    """Tokenise with the special tokens in front, but without an end token that would split prompt and completion."""
-    ids = tokenizer(text)["input_ids"]
-    return ids[:-1] if len(ids) > 1 and ids[-1] == tokenizer.eos_token_id else ids
+    return Encoded(blocks, EncodingReport(table.source, "text", len(table), blocks=len(blocks)))

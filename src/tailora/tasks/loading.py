@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,7 @@ def load_model(config: RunConfig, auto_class: Any, **arguments: Any) -> LoadedMo
 
     Args:
         config: The run's configuration.
-        auto_class: ``AutoModelForSequenceClassification`` or ``AutoModelForCausalLM``.
+        auto_class: One of transformers' ``AutoModelFor...``.
         **arguments: Passed on to ``from_pretrained``.
 
     Returns:
@@ -28,12 +29,34 @@ def load_model(config: RunConfig, auto_class: Any, **arguments: Any) -> LoadedMo
     Raises:
         ConfigError: No such model, no safetensors, or it does not fit the task.
     """
+    loaded = load_weights(config, auto_class, **arguments)
+    with _quiet():
+        tokenizer = load_tokenizer(config.model, **_hub_arguments(config))
+    if tokenizer.pad_token is None:
+        raise ConfigError(f"the tokenizer of {config.model!r} has neither a padding nor an end token; add one to it")
+    if loaded.model.config.get_text_config().pad_token_id is None:
+        loaded.model.config.get_text_config().pad_token_id = tokenizer.pad_token_id
+    return replace(loaded, tokenizer=tokenizer)
+
+
+def load_weights(config: RunConfig, auto_class: Any, **arguments: Any) -> LoadedModel:
+    """Load a model in float32, from safetensors only, and say which weights are new; see ``load_model``.
+
+    Args:
+        config: The run's configuration.
+        auto_class: One of transformers' ``AutoModelFor...``.
+        **arguments: Passed on to ``from_pretrained``.
+
+    Returns:
+        The model without a tokenizer.
+
+    Raises:
+        ConfigError: No such model, no safetensors, or it does not fit the task.
+    """
     import torch
     from safetensors import SafetensorError
 
     check_folder(config.model)
-    common: dict[str, Any] = {"revision": config.revision} if config.revision else {}
-    common["trust_remote_code"] = config.trust_remote_code
     with torch.random.fork_rng(), _quiet():
         torch.manual_seed(config.seed)
         try:
@@ -42,7 +65,7 @@ def load_model(config: RunConfig, auto_class: Any, **arguments: Any) -> LoadedMo
                 use_safetensors=True,
                 dtype=torch.float32,
                 output_loading_info=True,
-                **common,
+                **_hub_arguments(config),
                 **arguments,
             )
         except (OSError, ValueError, RuntimeError, KeyError, SafetensorError) as error:
@@ -50,15 +73,48 @@ def load_model(config: RunConfig, auto_class: Any, **arguments: Any) -> LoadedMo
             raise ConfigError(
                 f"model {config.model!r} cannot be loaded: {reason}; check the id or folder and the network"
             ) from None
-        tokenizer = load_tokenizer(config.model, **common)
-    if tokenizer.pad_token is None:
-        raise ConfigError(f"the tokenizer of {config.model!r} has neither a padding nor an end token; add one to it")
-    if model.config.get_text_config().pad_token_id is None:
-        model.config.get_text_config().pad_token_id = tokenizer.pad_token_id
     missing = sorted(set(report["missing_keys"]) | {_key(entry) for entry in report.get("mismatched_keys", ())})
     modules = tuple(dict.fromkeys(name.rpartition(".")[0] for name in missing))
     top = tuple(dict.fromkeys(name.split(".")[0] for name in modules))
-    return LoadedModel(model, tokenizer, top, modules)
+    return LoadedModel(model, None, top, modules)
+
+
+def with_head(config: RunConfig, loaded: LoadedModel) -> LoadedModel:
+    """Return the loaded model with the head among the modules that train fully.
+
+    The head always trains, also where the checkpoint brings one of the right size.  A new pooler inside the encoder is
+    named by its own path: training its whole parent would train the encoder.
+
+    Args:
+        config: The run's configuration, for messages.
+        loaded: A model with a head.
+
+    Returns:
+        The same model and tokenizer.
+
+    Raises:
+        ConfigError: The model has no head that can be trained.
+    """
+    heads = [name for name in ("classifier", "score") if hasattr(loaded.model, name)]
+    modules = tuple(dict.fromkeys((*loaded.new_modules, *heads)))
+    if not modules:
+        kind = type(loaded.model).__name__
+        raise ConfigError(f"model {config.model!r} ({kind}) has no classification head that can be trained")
+    units: list[str] = []
+    for name in modules:
+        inside = [weight for weight in loaded.new_weights if weight.split(".")[0] == name]
+        units += inside if name == loaded.model.base_model_prefix else [name]
+    return replace(loaded, new_modules=tuple(dict.fromkeys(units)))
+
+
+def class_arguments(names: tuple[str, ...]) -> dict[str, Any]:
+    """Return what ``from_pretrained`` needs for a head with one output per class."""
+    return {
+        "num_labels": len(names),
+        "id2label": dict(enumerate(names)),
+        "label2id": {name: number for number, name in enumerate(names)},
+        "ignore_mismatched_sizes": True,
+    }
 
 
 def load_tokenizer(source: str, **arguments: Any) -> Any:
@@ -117,6 +173,11 @@ def check_folder(model: str) -> None:
             f"model folder {model!r} holds {found}, but weights are read from safetensors alone (a pickle can run "
             "code); save the model with save_pretrained"
         )
+
+
+def _hub_arguments(config: RunConfig) -> dict[str, Any]:
+    common: dict[str, Any] = {"revision": config.revision} if config.revision else {}
+    return common | {"trust_remote_code": config.trust_remote_code}
 
 
 def _key(entry: Any) -> str:

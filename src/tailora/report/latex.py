@@ -1,0 +1,83 @@
+"""The comparison table for a paper."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from tailora.report import formats
+from tailora.report.compare import ComparisonRow, PairedDifference
+from tailora.report.groups import short_model
+
+_SPECIAL = {
+    "\\": r"\textbackslash{}",
+    "{": r"\{",
+    "}": r"\}",
+    "$": r"\$",
+    "&": r"\&",
+    "%": r"\%",
+    "#": r"\#",
+    "_": r"\_",
+    "~": r"\textasciitilde{}",
+    "^": r"\textasciicircum{}",
+    "<": r"\textless{}",
+    ">": r"\textgreater{}",
+    "|": r"\textbar{}",
+    '"': r"\textquotedbl{}",
+    "\N{MINUS SIGN}": "$-$",
+    "±": r"$\pm$",
+    "–": "--",
+}
+
+
+def escape_latex(text: str) -> str:
+    """Return text that LaTeX prints as it is, on one line."""
+    return "".join(_SPECIAL.get(letter, letter) for letter in " ".join(text.split()))
+
+
+def comparison_latex(rows: Sequence[ComparisonRow], pairs: Sequence[PairedDifference] = ()) -> str:
+    r"""Render the comparison as booktabs tables, one per task, model and budget, the best score in bold.
+
+    Args:
+        rows: Rows from ``compare_runs``.
+        pairs: Entries from ``paired_differences``, which add the difference to the baseline with its interval.
+
+    Returns:
+        LaTeX for ``\input``, which needs the package booktabs; empty without rows.
+    """
+    found = {(pair.task, pair.model, pair.budget, pair.recipe): pair for pair in pairs}
+    parts = ["% Needs \\usepackage{booktabs}, and \\usepackage[T1]{fontenc} for quotation marks.\n"] if rows else []
+    for key in dict.fromkeys((row.task, row.model, row.budget) for row in rows):
+        own = [row for row in rows if (row.task, row.model, row.budget) == key]
+        first = own[0]
+        paired = any((*key, row.recipe) in found for row in own)
+        better = r"$\uparrow$" if first.higher_is_better else r"$\downarrow$"
+        head = ["recipe", f"{escape_latex(first.primary)} {better}", "seeds", "parameters"]
+        head += ["difference", r"95\,\% interval"] if paired else []
+        lines = [r"\begin{table}", r"  \centering", f"  \\caption{{{_caption(own)}}}"]
+        lines += [f"  \\begin{{tabular}}{{l{'r' * (len(head) - 1)}}}", r"    \toprule"]
+        lines += [f"    {' & '.join(head)} \\\\", r"    \midrule"]
+        lines += [f"    {' & '.join(_cells(row, found.get((*key, row.recipe)), paired))} \\\\" for row in own]
+        lines += [r"    \bottomrule", r"  \end{tabular}", r"\end{table}"]
+        parts.append("\n".join(lines) + "\n")
+    return "\n".join(parts)
+
+
+def _caption(rows: Sequence[ComparisonRow]) -> str:
+    first = rows[0]
+    text = f"{first.task}, {short_model(first.model)}, {first.budget or 'no budget'}: mean over seeds"
+    text += " ± standard deviation" if any(row.score_std is not None for row in rows) else ""
+    baseline = next((row.recipe for row in rows if row.baseline), "")
+    return escape_latex(f"{text}; baseline {baseline}." if baseline else f"{text}.")
+
+
+def _cells(row: ComparisonRow, pair: PairedDifference | None, paired: bool) -> list[str]:
+    score = escape_latex(formats.with_spread(row.score, row.score_std))
+    cells = [escape_latex(row.recipe), f"\\textbf{{{score}}}" if row.best else score, str(len(row.seeds))]
+    # Braces keep the comma from being set as a list.
+    cells.append(formats.count(row.adapter_params).replace(",", "{,}").replace("–", "--"))
+    if paired:
+        known = pair is not None and pair.low is not None
+        cells.append(escape_latex(formats.signed(pair.difference)) if pair and known else "--")
+        low, high = (formats.signed(pair.low), formats.signed(pair.high)) if pair and known else ("", "")
+        cells.append(f"[{escape_latex(low)}, {escape_latex(high)}]" if known else "--")
+    return cells
