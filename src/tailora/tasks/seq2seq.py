@@ -8,7 +8,7 @@ from tailora.config import RunConfig, TaskConfig
 from tailora.data import Labels, Table, sample
 from tailora.errors import ConfigError, DataError
 from tailora.tasks.base import Examples, LoadedModel, Splits, Task, by_length
-from tailora.tasks.texts import Collate
+from tailora.tasks.texts import trainer_keywords
 
 if TYPE_CHECKING:
     import torch
@@ -75,13 +75,7 @@ class Seq2Seq(Task):
         """Return ``transformers.Seq2SeqTrainer`` and what it is built with; see ``Task.trainer``."""
         from transformers import Seq2SeqTrainer, Seq2SeqTrainingArguments
 
-        keywords = {
-            "model": parts["model"],
-            "processing_class": parts["tokenizer"],
-            "train_dataset": parts["train"],
-            "data_collator": Collate(self, parts["tokenizer"]),
-        }
-        return Seq2SeqTrainer, Seq2SeqTrainingArguments(**arguments), keywords
+        return Seq2SeqTrainer, Seq2SeqTrainingArguments(**arguments), trainer_keywords(self, parts)
 
     def evaluate(
         self, model: Any, tokenizer: Any, examples: Examples, *, batch_size: int, labels: Labels | None = None

@@ -38,13 +38,7 @@ class TextTask(Task):
         """Return ``transformers.Trainer`` and what it is built with; see ``Task.trainer``."""
         from transformers import Trainer, TrainingArguments
 
-        keywords = {
-            "model": parts["model"],
-            "processing_class": parts["tokenizer"],
-            "train_dataset": parts["train"],
-            "data_collator": Collate(self, parts["tokenizer"]),
-        }
-        return Trainer, TrainingArguments(**arguments), keywords
+        return Trainer, TrainingArguments(**arguments), trainer_keywords(self, parts)
 
     def sorted_batches(
         self, tokenizer: Any, examples: Examples, batch_size: int
@@ -52,6 +46,24 @@ class TextTask(Task):
         """Return row numbers by decreasing length, and the batches in that order."""
         order = by_length(examples)
         return order, self.batches(tokenizer, [examples[row] for row in order], batch_size)
+
+
+def trainer_keywords(task: Task, parts: dict[str, Any]) -> dict[str, Any]:
+    """Return what every trainer of transformers is built with.
+
+    Args:
+        task: Whose ``collate`` makes the batches.
+        parts: ``model``, ``tokenizer`` and ``train``.
+
+    Returns:
+        Keyword arguments.
+    """
+    return {
+        "model": parts["model"],
+        "processing_class": parts["tokenizer"],
+        "train_dataset": parts["train"],
+        "data_collator": Collate(task, parts["tokenizer"]),
+    }
 
 
 class Collate:

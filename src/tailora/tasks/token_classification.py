@@ -8,7 +8,7 @@ from tailora.config import RunConfig, TaskConfig
 from tailora.data import Labels, Table
 from tailora.errors import ConfigError, DataError
 from tailora.tasks.base import Examples, LoadedModel, Splits, Task, by_length
-from tailora.tasks.texts import Collate
+from tailora.tasks.texts import trainer_keywords
 
 if TYPE_CHECKING:
     import torch
@@ -75,13 +75,7 @@ class TokenClassification(Task):
         """Return ``transformers.Trainer`` and what it is built with; see ``Task.trainer``."""
         from transformers import Trainer, TrainingArguments
 
-        keywords = {
-            "model": parts["model"],
-            "processing_class": parts["tokenizer"],
-            "train_dataset": parts["train"],
-            "data_collator": Collate(self, parts["tokenizer"]),
-        }
-        return Trainer, TrainingArguments(**arguments), keywords
+        return Trainer, TrainingArguments(**arguments), trainer_keywords(self, parts)
 
     def evaluate(
         self, model: Any, tokenizer: Any, examples: Examples, *, batch_size: int, labels: Labels | None = None
