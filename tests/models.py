@@ -79,6 +79,19 @@ def _deberta():
     return tf.DebertaV2ForSequenceClassification(config)
 
 
+def _vit():
+    config = tf.ViTConfig(
+        hidden_size=16,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        intermediate_size=24,
+        image_size=12,
+        patch_size=4,
+        num_labels=3,
+    )
+    return tf.ViTForImageClassification(config)
+
+
 BUILDERS = {
     "llama": (_llama, "causal-lm"),
     "gpt2": (_gpt2, "causal-lm"),
@@ -88,6 +101,7 @@ BUILDERS = {
     "opt": (_opt, "causal-lm"),
     "albert": (_albert, "classification"),
     "deberta": (_deberta, "classification"),
+    "vit": (_vit, "classification"),
 }
 FIVE = ("llama", "gpt2", "bert", "t5", "mixtral")
 TASK_TYPES = {"causal-lm": "CAUSAL_LM", "classification": "SEQ_CLS", "token": "SEQ_2_SEQ_LM"}
@@ -117,6 +131,8 @@ def batches(name, sizes=(4, 3), length=9, seed=1):
             mask[row, length - (row % 3) * 2 :] = 0 if row % 3 else 1
         ids = ids * mask
         batch = {"input_ids": ids, "attention_mask": mask}
+        if name == "vit":
+            batch = {"pixel_values": torch.randn(size, 3, 12, 12, generator=generator)}
         if kind == "classification":
             batch["labels"] = torch.randint(0, 3, (size,), generator=generator)
         elif kind == "token":

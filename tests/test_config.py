@@ -185,3 +185,17 @@ def test_frozen_and_input_untouched():
 def test_reading_a_configuration_needs_no_torch():
     code = "import sys, tailora.config; sys.exit('torch' in sys.modules or 'transformers' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def test_hash_follows_the_pictures_of_a_data_folder(tmp_path):
+    from PIL import Image
+
+    for colour in (0, 9):
+        (tmp_path / str(colour) / "cat").mkdir(parents=True)
+        Image.new("L", (4, 4), colour).save(tmp_path / str(colour) / "cat" / "one.png")
+    values = {"model": "org/m", "task": {"kind": "image-classification"}}
+    hashes = []
+    for colour in (0, 9):
+        values["task"]["train"] = str(tmp_path / str(colour))
+        hashes.append(make_config(values).hash)
+    assert hashes[0] != hashes[1]

@@ -10,7 +10,8 @@ import torch
 from torch import nn
 
 from tailora.errors import DataError
-from tailora.evaluation import classify, evaluating, predict_tokens
+from tailora.evaluation import classify, evaluating, predict_tokens, tag, with_texts
+from tailora.evaluation.base import SHOWN, cut_text
 
 
 class Table(nn.Module):
@@ -132,3 +133,28 @@ def test_enormous_loss_has_no_perplexity():
     with torch.no_grad():
         model.table.mul_(1e4)
     assert predict_tokens(model, lm_batches(4)).perplexity is None
+
+
+def test_records_gain_the_text_of_their_example():
+    records = [{"index": 0, "loss": 1.0}, {"index": 1, "loss": 2.0}]
+    found = with_texts(records, ["a  b\nc", "x" * 1000])
+    assert found[0] == {"index": 0, "loss": 1.0, "text": "a b c"}
+    assert (len(found[1]["text"]), found[1]["text"][-2:]) == (SHOWN, "x…")
+    assert with_texts(records, None) == records
+    assert cut_text("word " * 40, SHOWN) == ("word " * 40).strip()
+    assert cut_text(" " * 5000 + "late", 10).endswith("…")
+
+
+def tagging(names):
+    model = Table(classes=len(names))
+    batch = {"input_ids": torch.tensor([[0, 1, 2, 3]]), "labels": torch.tensor([[0, 1, 2, -100]])}
+    return tag(model, [batch], names=names)
+
+
+def test_entities_are_scored_where_the_tags_name_them():
+    result = tagging(["O", "B-PER", "I-PER"])
+    (record,) = result.records
+    from tailora.evaluation.entities import entity_f1
+
+    assert result.metrics["entity_f1"] == entity_f1([(record["label"], record["prediction"])])
+    assert "entity_f1" not in tagging(["O", "PER", "LOC"]).metrics

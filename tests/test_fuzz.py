@@ -150,12 +150,16 @@ def places(value, path=()):
 @st.composite
 def damages(draw, original, kinds):
     """A file's bytes, cut off, overwritten, or with one value changed or removed."""
-    kind = draw(st.sampled_from(["cut", "noise", "value", "value", "value", "missing", "gone", *kinds]))
+    structure = ["value", "value", "value", "missing"] if original.startswith(b"{") else []
+    kind = draw(st.sampled_from(["cut", "noise", "flip", "gone", *structure, *kinds]))
     if kind == "cut":
         return original[: draw(st.integers(0, len(original) - 1))]
     if kind == "noise":
         at = draw(st.integers(0, len(original)))
         return original[:at] + draw(st.binary(min_size=1, max_size=4)) + original[at:]
+    if kind == "flip":
+        at = draw(st.integers(0, len(original) - 1))
+        return original[:at] + bytes([original[at] ^ draw(st.integers(1, 255))]) + original[at + 1 :]
     if kind in ("gone", "nested", "digits"):
         return {"gone": None, "nested": b"[" * 100_000, "digits": b"9" * 5000}[kind]
     content = json.loads(original)
@@ -173,7 +177,9 @@ def damages(draw, original, kinds):
 
 
 COMMANDS = {
-    "plan.json": ("train",),
+    "plan.json": ("train", "report", "diff", "diff", "from"),
+    "profile.json": ("plan",),
+    "profile.safetensors": ("plan",),
     "status.json": ("train", "report"),
     "config.json": ("train", "report", "eval"),
     "adapter/adapter_config.json": ("eval",),
@@ -181,19 +187,20 @@ COMMANDS = {
 
 
 @pytest.mark.parametrize("name", list(COMMANDS))
-@settings(max_examples=10, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow])
+@settings(max_examples=12, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow])
 @given(data=st.data())
 def test_damaged_files_end_in_a_sentence(done_run, monkeypatch, name, data):
     root, folder, profile = done_run
-    place = (profile if name == "profile.json" else folder) / name
+    place = (profile if name.startswith("profile.") else folder) / name
     original = place.read_bytes()
     command = data.draw(st.sampled_from(COMMANDS[name]))
-    damage = data.draw(damages(original, ("nested", "digits") if command in ("train", "eval") else ()))
+    damage = data.draw(damages(original, ("nested", "digits")))
     arguments = {
         "train": ["train", root / "run.yaml"],
         "report": ["report", folder],
         "eval": ["eval", folder],
         "diff": ["plan", "--diff", place, place],
+        "from": ["plan", "--from", place],
         "plan": ["plan", "--profile", profile, "--recipe", "spectral", "--budget", "r=1"],
     }[command]
     try:
@@ -206,12 +213,59 @@ def test_damaged_files_end_in_a_sentence(done_run, monkeypatch, name, data):
     finally:
         place.write_bytes(original)
         shutil.rmtree(folder / "checkpoints", ignore_errors=True)
+    refused_or_done(status, err)
+
+
+def refused_or_done(status, err):
+    """No traceback, no status 1, and what is refused is refused in one sentence."""
     assert "Traceback" not in err
     assert status in (0, 2), err
     if status:
-        lines = [line for line in err.splitlines() if line.startswith("tailora: ")]
+        lines = [line for line in err.splitlines() if line.startswith(("tailora: ", "Error: "))]
         assert len(lines) == 1, err
 
 
 def begin(*args, **kwargs):
     raise UserError("here the run would begin again")
+
+
+numbers = st.integers().map(str) | st.floats().map(str) | st.sampled_from(["9" * 400, "1e999", "0x8", "1_0", "\u0663"])
+budgets = st.one_of(
+    numbers, st.text(max_size=8), numbers.map("r={}".format), st.tuples(numbers, st.sampled_from("%kMGB")).map("".join),
+    st.sampled_from(["5 apples", "12MB@bf16", "12MB@", "r=", "%", "1e99GB", "--", "r=" + "9" * 5000, "9" * 5000]),
+)  # fmt: skip
+terms = st.one_of(
+    st.text(max_size=6), st.sampled_from(["ffn", "attention", "all-linear", "!ffn", "&", "!", "query-value"]),
+    st.tuples(
+        st.sampled_from(["upper:", "lower:", "layers:", "role:", "regex:", "stack:", "!regex:"]),
+        numbers | st.text(max_size=6) | st.sampled_from(["0-1", "1-0", "(", "[a", "(?<a", "*", "ffn.up", "(a+)+$"]),
+    ).map("".join),
+)  # fmt: skip
+VALUES = {
+    "--recipe": st.text(max_size=8)
+    | st.sampled_from(["spectral", "random-rank", "explicit", ".yaml", "a\0.yaml", "/", "~.yml"]),
+    "--budget": budgets,
+    "--placement": st.lists(terms, max_size=3).map("&".join),
+    "--r-min": numbers,
+    "--r-max": numbers | numbers.map("{}x".format) | st.sampled_from(["4x", "x", "0x", "many", "9" * 5000 + "x"]),
+    "--multiple": numbers,
+    "--signal": st.sampled_from(["fisher", "gradient_spectrum", "fischer", ""]) | st.text(max_size=4),
+    "--ranks": st.text(max_size=8) | st.sampled_from(["/", ".", "\0", "x" * 300]),
+    "--seed": numbers,
+    "--emit": st.sampled_from(["peft", "trl", "axolotl", "unsloth", "x", ""]),
+    "--task-type": st.sampled_from(["CAUSAL_LM", "SEQ_CLS", "x", ""]),
+    "--from": st.text(max_size=6) | st.sampled_from(["/", "\0", "x" * 300]),
+    "--profile": st.text(max_size=6) | st.sampled_from(["/", "\0", "x" * 300]),
+}
+
+
+@settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow])
+@given(data=st.data())
+def test_any_values_of_plan_end_in_a_plan_or_a_sentence(done_run, tmp_path, monkeypatch, data):
+    monkeypatch.chdir(tmp_path)
+    profile = done_run[2]
+    names = data.draw(st.lists(st.sampled_from(sorted(VALUES)), min_size=1, max_size=3, unique=True))
+    words = [word for name in names for word in (name, data.draw(VALUES[name], label=name))]
+    status, _, err = run_cli("plan", "--profile", profile, *words)
+    refused_or_done(status, err)
+    assert list(tmp_path.iterdir()) == []

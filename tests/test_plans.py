@@ -31,7 +31,7 @@ def profiles():
 
     def get(name) -> Profile:
         if name not in made:
-            made[name] = tailora.profile(models.build(name), models.batches(name), signals=SIGNALS_ALL)
+            made[name] = tailora.profile(models.build(name), models.batches(name, sizes=(12, 12)), signals=SIGNALS_ALL)
         return made[name]
 
     return get
@@ -223,8 +223,8 @@ def test_bounds_and_multiples(profiles):
         ({"budget": "1e99"}, BudgetError, "more than the largest ranks allowed on the 14 targets"),
         ({"budget": "r=17"}, BudgetError, "more than the largest ranks allowed"),
         ({"budget": "r=2", "r_min": 3}, BudgetError, "below the smallest plan: rank 3 on each of the 14"),
-        ({"budget": "r=2", "r_max": 0}, UserError, "r_max 0 must be at least 1"),
-        ({"budget": "r=2", "r_max": "many"}, UserError, "'allocation.r_max'.*factor such as '4x'"),
+        ({"budget": "r=2", "r_max": 0}, UserError, "r_max 0 must be at least 1 and below 2,147,483,648"),
+        ({"budget": "r=2", "r_max": "many"}, UserError, "recipe 'lora': allocation.r_max='many' .*factor such as '4x'"),
         ({"budget": "r=2", "r_max": 2, "multiple": 4}, BudgetError, "leaves no multiple of 4"),
         ({"budget": "r=2", "colour": 3}, UnknownNameError, "option of allocator 'uniform'"),
         ({"recipe": "explicit"}, UserError, "needs ranks: a file or a mapping"),

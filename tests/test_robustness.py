@@ -365,15 +365,27 @@ def test_ten_kills_at_random_moments_change_nothing(stories260k, data_root, tmp_
     assert (folder / "plan.json").read_bytes() == (whole / "plan.json").read_bytes()
 
 
+TORCHRUN = "torch.distributed.run --standalone --nproc_per_node 2"
+# Without --multi_gpu, and with --cpu, it starts one process only.
+ACCELERATE = (
+    "accelerate.commands.launch --multi_gpu --num_processes 2 --num_machines 1 --mixed_precision no "
+    "--dynamo_backend no --main_process_port 0"
+)
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("make", [text_config, review_config])
-def test_two_processes_train_as_one(tmp_path, make):
+@pytest.mark.parametrize(("make", "launcher"), [(text_config, ACCELERATE), (review_config, TORCHRUN)])
+def test_two_processes_train_as_one(tmp_path, make, launcher):
     settings = {"max_steps": 12, "logging_steps": 1, "use_cpu": True, "eval_steps": 6}
     changes = {"recipe": "spectral", "task": {"max_length": 16}}
     config = make(tmp_path, **changes, training={**settings, "per_device_train_batch_size": 4})
+    # Every process draws its own drop-out, so losses can only agree without it.
+    model = Path(config.model) / "config.json"
+    without = {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
+    model.write_text(json.dumps(json.loads(model.read_text(encoding="utf-8")) | without), encoding="utf-8")
     yaml = tmp_path / "run.yaml"
     yaml.write_text(json.dumps(config.to_dict()), encoding="utf-8")
-    command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "--master_port", "0"]
+    command = [sys.executable, "-m", *launcher.split()]
     environment = {**os.environ, "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
     done = subprocess.run(
         [*command, "-m", "tailora", "train", str(yaml), "--json"],

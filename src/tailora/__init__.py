@@ -14,6 +14,7 @@ from tailora._version import __version__
 
 if TYPE_CHECKING:
     from tailora.budget import Budget as Budget
+    from tailora.geometry import intrinsic_dimension as intrinsic_dimension
     from tailora.plans import Plan as Plan
     from tailora.plans import plan as plan
     from tailora.profiles import Profile as Profile
@@ -29,9 +30,20 @@ _HOMES = {
     "profile": "tailora.profiles",
     "Target": "tailora.targets",
     "find_targets": "tailora.targets",
+    "intrinsic_dimension": "tailora.geometry",
 }
 
-__all__ = ["Budget", "Plan", "Profile", "Target", "__version__", "find_targets", "plan", "profile"]
+__all__ = [
+    "Budget",
+    "Plan",
+    "Profile",
+    "Target",
+    "__version__",
+    "find_targets",
+    "intrinsic_dimension",
+    "plan",
+    "profile",
+]
 
 
 def __getattr__(name: str) -> Any:

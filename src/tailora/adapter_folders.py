@@ -47,6 +47,7 @@ def evaluate_adapter(
             raise UserError(f"adapter {str(adapter)!r} lies in no run folder; give the task with a configuration")
         config = make_config(values, where=str(place))
     prepared = prepare(config)
+    _check_base(path, str(adapter), prepared.base.model, config.model)
     if progress:
         progress("evaluate", 0, 1)
     try:
@@ -64,6 +65,22 @@ def evaluate_adapter(
     if progress:
         progress("evaluate", 1, 1)
     return scores
+
+
+def _check_base(folder: Path, adapter: str, base: Any, model: str) -> None:
+    """Refuse another model's adapter by the first matrix that it adapts and this model lacks."""
+    values = stored(folder / "adapter_config.json")
+    wanted = values.get("target_modules") if isinstance(values, dict) else None
+    if not isinstance(wanted, list):
+        return  # peft reads more forms than a list of names, and says itself what is wrong with a file
+    names = [name for name, _ in base.named_modules()]
+    names += [name for name, _ in base.named_parameters()]
+    for target in sorted(str(name) for name in wanted):
+        if not any(name == target or name.endswith(f".{target}") for name in names):
+            raise PlanMismatchError(
+                f"adapter {adapter!r} adapts {target!r}, which model {model!r} lacks: it was trained on another model; "
+                "give it with its own base"
+            )
 
 
 def score(config: RunConfig, prepared: Prepared, model: Any) -> Evaluation:

@@ -144,11 +144,13 @@ def count_parameters(model: nn.Module) -> dict[str, int]:
         ``adapter_params`` and ``head_params`` (both only what requires a gradient) and ``base_params`` (everything that
         is neither, frozen).
     """
+    from tailora.packed import size_of
+
     adapter = head = base = 0
     for name, parameter in model.named_parameters():
         is_adapter = any(mark in name for mark in ADAPTER_MARKS)
         if not parameter.requires_grad:
-            base += 0 if is_adapter else parameter.numel()
+            base += 0 if is_adapter else size_of(parameter)
         elif is_adapter:
             adapter += parameter.numel()
         else:

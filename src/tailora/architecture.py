@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from tailora.errors import UserError
+from tailora.errors import UserError, untrusted_code
 
 if TYPE_CHECKING:
     from torch import nn
@@ -37,6 +37,8 @@ def load_architecture(model: str | Path, *, revision: str | None = None, trust_r
     try:
         config = transformers.AutoConfig.from_pretrained(name, revision=revision, trust_remote_code=trust_remote_code)
     except (OSError, ValueError) as error:
+        if (untrusted := untrusted_code(name, error)) is not None:
+            raise untrusted from None
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise UserError(
             f"model {name!r} has no configuration that can be read ({reason}); check the folder or id"

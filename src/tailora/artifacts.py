@@ -23,6 +23,34 @@ def content_hash(value: Any) -> str:
     return hashlib.sha256(canonical_json(value).encode()).hexdigest()
 
 
+def check_writable(folder: str | Path) -> None:
+    """Refuse an output folder that cannot be made or written to; nothing is made yet.
+
+    Args:
+        folder: The folder, which need not exist.
+
+    Raises:
+        UserError: A file is in its way, or its nearest folder is closed.
+    """
+    folder = Path(folder)
+    above = next(place for place in (folder.absolute(), *folder.absolute().parents) if _exists(place))
+    if not above.is_dir():
+        raise UserError(f"{str(folder)!r} cannot be written to: {str(above)!r} is a file; choose another place")
+    if not os.access(above, os.W_OK | os.X_OK):
+        raise UserError(
+            f"{str(folder)!r} cannot be written to: folder {str(above)!r} is closed to writing; choose another place, "
+            "or change its rights"
+        )
+
+
+def _exists(path: Path) -> bool:
+    try:
+        return path.exists()
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or str(error)
+        raise UserError(f"{str(path)[:80]!r} cannot be used as a path ({reason}); choose another place") from None
+
+
 def write_text(path: str | Path, text: str) -> Path:
     """Write ``text`` so that a reader sees the old file or the new one, never a part.
 
@@ -32,8 +60,14 @@ def write_text(path: str | Path, text: str) -> Path:
 
     Returns:
         The path written.
+
+    Raises:
+        UserError: It is a folder, or nothing can be written there.
     """
     path = Path(path)
+    check_writable(path.parent)
+    if path.is_dir():
+        raise UserError(f"{str(path)!r} is a folder; give the name of a file in it")
     path.parent.mkdir(parents=True, exist_ok=True)
     handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
     try:
@@ -66,6 +100,39 @@ def write_json(path: str | Path, value: Any) -> Path:
     return write_text(path, json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
 
 
+def read_text(
+    path: str | Path, what: str, error: type[UserError] = UserError, *, recode: str = "is it the right file?"
+) -> str:
+    """Read a text file.
+
+    Args:
+        path: The file.
+        what: What the file is meant to be, for the error sentence.
+        error: The error to raise.
+        recode: The way out where it is not UTF-8.
+
+    Returns:
+        The text, without the mark that spreadsheets and some editors write in front.
+
+    Raises:
+        UserError: The file is missing, a folder, not UTF-8 or unreadable.
+    """
+    name = f"{what} {str(path)!r}"
+    try:
+        return Path(path).read_text(encoding="utf-8-sig")
+    except FileNotFoundError:
+        raise error(f"{name} does not exist; check the path") from None
+    except IsADirectoryError:
+        raise error(f"{name} is a folder; give the file inside it") from None
+    except UnicodeDecodeError as found:
+        raise error(f"{name} is not UTF-8 text (byte {found.start}); {recode}") from None
+    except OSError as found:
+        raise error(f"{name} cannot be read: {found.strerror}; check its name and rights") from None
+    except ValueError as found:
+        # A NUL inside the name is no error of the operating system's.
+        raise error(f"{name} is no path: {found}; check it") from None
+
+
 def read_json(path: str | Path, what: str = "file") -> Any:
     """Read a JSON file.
 
@@ -79,21 +146,14 @@ def read_json(path: str | Path, what: str = "file") -> Any:
     Raises:
         UserError: The file is missing, a folder, unreadable, or not JSON.
     """
-    path = Path(path)
+    text = read_text(path, what)
+    name = f"{what} {str(path)!r}"
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise UserError(f"{what} {str(path)!r} does not exist; check the path") from None
-    except IsADirectoryError:
-        raise UserError(f"{what} {str(path)!r} is a folder; give the JSON file inside it") from None
-    except UnicodeDecodeError as error:
-        raise UserError(f"{what} {str(path)!r} is not UTF-8 text (byte {error.start}); is it the right file?") from None
+        return json.loads(text)
     except json.JSONDecodeError as error:
         raise UserError(
-            f"{what} {str(path)!r} is not valid JSON (line {error.lineno}: {error.msg}); was it edited or cut off?"
+            f"{name} is not valid JSON (line {error.lineno}: {error.msg}); was it edited or cut off?"
         ) from None
     except (RecursionError, ValueError):
         # Thousands of brackets, or a number of thousands of digits: JSON by the letter, and nothing we ever wrote.
-        raise UserError(f"{what} {str(path)!r} nests or counts too far to be read; is it the right file?") from None
-    except OSError as error:
-        raise UserError(f"{what} {str(path)!r} cannot be read: {error.strerror}") from None
+        raise UserError(f"{name} nests or counts too far to be read; is it the right file?") from None

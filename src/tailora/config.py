@@ -12,16 +12,14 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, Field, ValidationError, model_validator
+from pydantic import BeforeValidator, Field, ValidationError, model_validator
 
 from tailora.artifacts import content_hash
 from tailora.budget import Budget
 from tailora.config_files import (
     apply_overrides,
-    check_plain,
     fingerprint_path,
     is_recipe_file,
-    read_yaml,
     resolve_paths,
     world_size,
 )
@@ -31,13 +29,16 @@ from tailora.config_training import (
     Column,
     NaturalInt,
     PositiveInt,
+    QuantizationConfig,
     Section,
     Text,
     TrainingConfig,
     number,
 )
-from tailora.errors import ConfigError, did_you_mean
+from tailora.errors import ConfigError
 from tailora.placement import parse as parse_placement
+from tailora.validation import first_problem
+from tailora.yaml_files import check_plain, read_yaml
 
 
 class TaskConfig(Section):
@@ -68,6 +69,9 @@ class TaskConfig(Section):
             ``sharegpt``, or ``auto``, which goes by the columns.
         completion_only: Whether only completions and the assistant's turns count in the loss (causal-lm).
         packing: Whether training examples are put one after the other into blocks of ``max_length`` (causal-lm).
+        streaming: Whether training data is read while it trains, for what does not fit into memory (causal-lm).  The
+            first ``eval_examples`` rows then evaluate where ``evaluation`` is not given, and never train.
+        shuffle_buffer: Examples of a stream among which the next one is drawn; 0 keeps the order of the data.
     """
 
     kind: Literal[
@@ -98,6 +102,8 @@ class TaskConfig(Section):
     format: Literal["auto", "text", "prompt-completion", "messages", "alpaca", "sharegpt"] = "auto"
     completion_only: bool = True
     packing: bool = False
+    streaming: bool = False
+    shuffle_buffer: NaturalInt = 1000
 
     @model_validator(mode="after")
     def _needs_evaluation(self) -> TaskConfig:
@@ -108,10 +114,26 @@ class TaskConfig(Section):
     @model_validator(mode="after")
     def _language_only(self) -> TaskConfig:
         if self.kind != "causal-lm":
-            for key, default in (("format", "auto"), ("completion_only", True), ("packing", False)):
+            defaults = {"format": "auto", "completion_only": True, "packing": False, "streaming": False}
+            for key, default in defaults.items():
                 if getattr(self, key) != default:
                     value = str(getattr(self, key)).lower()
                     raise ValueError(f"task.{key} is {value} but task.kind is {self.kind!r}; it is for causal-lm only")
+        return self
+
+    @model_validator(mode="after")
+    def _streams_evaluate(self) -> TaskConfig:
+        if self.streaming and self.carves_validation:
+            if self.eval_examples is None:
+                raise ValueError(
+                    "task.streaming is true but nothing evaluates: give task.evaluation, or in task.eval_examples the "
+                    "number of rows at the front that evaluate and never train"
+                )
+            if self.validation != TaskConfig.model_fields["validation"].default:
+                raise ValueError(
+                    f"task.validation is {self.validation:g} but task.streaming is true: no share can be taken of data "
+                    "whose length is unknown; leave it out, task.eval_examples says how many rows evaluate"
+                )
         return self
 
     @property
@@ -135,6 +157,7 @@ class RunConfig(Section):
         seed: Seed of the initialisation, the data order and the drop-out.
         calibration: What the profile is measured on.
         training: How it is trained.
+        quantization: How the frozen base is stored; in float32 when left out.
         output: Folder that gets the run's folder.
     """
 
@@ -149,7 +172,23 @@ class RunConfig(Section):
     seed: NaturalInt = 0
     calibration: CalibrationConfig = Field(default_factory=CalibrationConfig)
     training: TrainingConfig = Field(default_factory=TrainingConfig)
+    quantization: QuantizationConfig | None = None
     output: str = Field(default="runs", min_length=1)
+
+    @model_validator(mode="after")
+    def _training_fits_the_task(self) -> RunConfig:
+        kind, training = self.task.kind, self.training
+        if kind == "regression" and training.label_smoothing_factor:
+            raise ValueError(
+                f"training.label_smoothing_factor={training.label_smoothing_factor:g} is for classes and tokens, but "
+                "task.kind is 'regression'; leave it out"
+            )
+        if kind == "image-classification" and training.train_sampling_strategy == "group_by_length":
+            raise ValueError(
+                "training.train_sampling_strategy=group_by_length is for texts, but task.kind is "
+                "'image-classification'; leave it out"
+            )
+        return self
 
     def to_dict(self) -> dict[str, Any]:
         """Return a JSON-ready dict with every value, defaults included."""
@@ -171,8 +210,8 @@ class RunConfig(Section):
             facts["processes"] = processes
         facts["model"] = fingerprint_path(self.model)
         facts["recipe"] = fingerprint_path(self.recipe) if is_recipe_file(self.recipe) else self.recipe
-        facts["task"]["train"] = fingerprint_path(self.task.train)
-        facts["task"]["evaluation"] = self.task.evaluation and fingerprint_path(self.task.evaluation)
+        facts["task"]["train"] = fingerprint_path(self.task.train, pictures=True)
+        facts["task"]["evaluation"] = self.task.evaluation and fingerprint_path(self.task.evaluation, pictures=True)
         return content_hash(facts)
 
 
@@ -195,7 +234,7 @@ def make_config(values: dict[str, Any], *, where: str = "configuration") -> RunC
     try:
         config = RunConfig.model_validate(values)
     except ValidationError as error:
-        raise ConfigError(_sentence(error, where)) from None
+        raise ConfigError(first_problem(error, RunConfig, where)) from None
     # What can be refused without data or model is refused before either is touched.
     Budget.parse(config.budget)
     parse_placement(config.placement)
@@ -235,42 +274,9 @@ def _task_name(task: TaskConfig) -> str:
     return task.config or re.sub(r"[^\w.-]+", "-", name) or task.kind
 
 
-def _fields_at(location: tuple[Any, ...]) -> list[str]:
-    model: Any = RunConfig
-    for part in location:
-        field = model.model_fields.get(part)
-        model = field.annotation if field else None
-        if not (isinstance(model, type) and issubclass(model, BaseModel)):
-            return []
-    return list(model.model_fields)
-
-
-def _sentence(error: ValidationError, where: str) -> str:
-    first = error.errors()[0]
-    location = tuple(part for part in first["loc"] if not (isinstance(part, str) and part.startswith("function-")))
-    key = ".".join(str(part) for part in location)
-    if first["type"] == "extra_forbidden":
-        known = _fields_at(location[:-1])
-        hint = did_you_mean(str(location[-1]), known) or f"; known: {', '.join(sorted(known))}"
-        return f"{where}: unknown key {key!r}{hint}"
-    if first["type"] == "missing":
-        return f"{where}: {key!r} is missing; add it or give it as {key}=..."
-    message = first["msg"].removeprefix("Value error, ")
-    if not location or (first["type"] == "value_error" and message.startswith(("task.", "training."))):
-        return f"{where}: {message}"
-    value = first["input"]
-    shown = f"{type(value).__name__}" if isinstance(value, dict | list) else repr(value)
-    # Union branches add their type names to the location; the user wrote only the key.
-    key = re.sub(r"\.(str|int|float|bool|nullable.*)$", "", key)
-    hint = ""
-    if first["type"] == "literal_error" and isinstance(value, str):
-        hint = did_you_mean(value, re.findall(r"'([^']+)'", message))
-    message = message[0].lower() + message[1:]
-    return f"{where}: {key}={shown} cannot be used: {message}{hint}"
-
-
 __all__ = [
     "CalibrationConfig",
+    "QuantizationConfig",
     "RunConfig",
     "TaskConfig",
     "TrainingConfig",

@@ -1,144 +1,24 @@
-"""Reading YAML strictly, and naming files and folders by what they contain."""
+"""Overrides and paths of a configuration, and naming files and folders by what they contain."""
 
 from __future__ import annotations
 
 import functools
 import hashlib
 import os
-import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from tailora.errors import ConfigError
+from tailora.yaml_files import check_plain, read_yaml_text
 
 DATA_SUFFIXES = frozenset({".csv", ".tsv", ".json", ".jsonl", ".ndjson", ".txt", ".parquet", ".npz"})
 """File endings that are read as local data."""
 
 # What a model's or a data set's folder is made of; pictures, logs and caches beside it do not count.
 _FINGERPRINTED = DATA_SUFFIXES | {".arrow", ".bin", ".jinja", ".model", ".py", ".safetensors"}
+_PICTURES = frozenset({".bmp", ".jpeg", ".jpg", ".png", ".webp"})
 _CHUNK = 1 << 20
-_DEPTH = 12
-
-
-class _Loader(yaml.SafeLoader):
-    """YAML 1.1 with 1.2's floats (``1e-3`` is a number) and no silent duplicates."""
-
-
-_Loader.add_implicit_resolver(
-    "tag:yaml.org,2002:float",
-    re.compile(r"^[-+]?(\.[0-9]+|[0-9]+(\.[0-9]*)?)[eE][-+]?[0-9]+$"),
-    list("-+.0123456789"),
-)
-
-
-def _mapping(loader: _Loader, node: yaml.MappingNode) -> dict[Any, Any]:
-    seen: dict[Any, Any] = {}
-    for key_node, value_node in node.value:
-        key = loader.construct_object(key_node, deep=True)
-        if not isinstance(key, str):
-            raise yaml.MarkedYAMLError(problem=f"key {key!r} is not text", problem_mark=key_node.start_mark)
-        if key in seen:
-            raise yaml.MarkedYAMLError(problem=f"key {key!r} is given twice", problem_mark=key_node.start_mark)
-        seen[key] = loader.construct_object(value_node, deep=True)
-    return seen
-
-
-_Loader.add_constructor(yaml.resolver.BaseResolver.DEFAULT_MAPPING_TAG, _mapping)
-
-
-def read_yaml_text(text: str, where: str) -> Any:
-    """Decode YAML text.
-
-    Args:
-        text: The YAML.
-        where: What the text is, for messages.
-
-    Returns:
-        The decoded value.
-
-    Raises:
-        ConfigError: The text is no YAML, or a key is given twice.
-    """
-    try:
-        # _Loader derives from SafeLoader: it builds plain values only.
-        return yaml.load(text, Loader=_Loader)
-    except yaml.MarkedYAMLError as error:
-        line = f" (line {error.problem_mark.line + 1})" if error.problem_mark else ""
-        raise ConfigError(f"{where} is not valid YAML{line}: {error.problem}; correct it") from None
-    except RecursionError:
-        raise ConfigError(f"{where} is nested too deeply to be a configuration; is it the right file?") from None
-    # Not only yaml.YAMLError: its constructors of dates, numbers and bytes let Python's own errors through.
-    except (yaml.YAMLError, ValueError, TypeError, LookupError, AttributeError) as error:
-        first = (str(error).splitlines() or [type(error).__name__])[0]
-        raise ConfigError(f"{where} is not valid YAML: {first}; correct it") from None
-
-
-def check_plain(value: Any, where: str, key: str = "", depth: int = 0) -> None:
-    """Refuse what no configuration can mean, wherever it stands: bytes, dates, NUL, references to itself.
-
-    Args:
-        value: The nested value.
-        where: What it came from, for messages.
-        key: Its dotted key, for messages.
-        depth: How deep it lies.
-
-    Raises:
-        ConfigError: Something in it is neither text, number, true, false, null, list nor mapping.
-    """
-    if depth > _DEPTH:
-        raise ConfigError(f"{where}: {key.split('.')[0]!r} is nested more than {_DEPTH} deep or contains itself")
-    if isinstance(value, dict):
-        for name, inner in value.items():
-            if not isinstance(name, str) or not name.isprintable():
-                raise ConfigError(f"{where}: key {name!a:.60} is no name of a setting; correct it")
-            check_plain(inner, where, f"{key}.{name}".lstrip("."), depth + 1)
-    elif isinstance(value, list | tuple):
-        for number, inner in enumerate(value):
-            check_plain(inner, where, f"{key}.{number}", depth + 1)
-    elif isinstance(value, str):
-        if any((ord(letter) < 32 and letter not in "\t\n") or 0xD800 <= ord(letter) < 0xE000 for letter in value):
-            raise ConfigError(
-                f"{where}: {key!a} holds a control character or half a letter ({value[:40]!a}); remove it"
-            )
-    elif value is not None and not isinstance(value, bool | int | float):
-        kind = type(value).__name__
-        raise ConfigError(f"{where}: {key}={value!s:.40} is a {kind}, which no setting takes; write it in quotes")
-
-
-def read_yaml(path: str | Path) -> dict[str, Any]:
-    """Read a YAML file that holds a mapping.
-
-    Args:
-        path: The file.
-
-    Returns:
-        The mapping.
-
-    Raises:
-        ConfigError: The file is missing, a folder, unreadable, or holds something else.
-    """
-    path = Path(path)
-    try:
-        text = path.read_text(encoding="utf-8")
-    except FileNotFoundError:
-        raise ConfigError(f"configuration {str(path)!r} does not exist; check the path") from None
-    except IsADirectoryError:
-        raise ConfigError(f"configuration {str(path)!r} is a folder; give the YAML file inside it") from None
-    except UnicodeDecodeError as error:
-        raise ConfigError(
-            f"configuration {str(path)!r} is not UTF-8 text (byte {error.start}); is it the right file?"
-        ) from None
-    except OSError as error:
-        raise ConfigError(f"configuration {str(path)!r} cannot be read: {error.strerror}") from None
-    values = read_yaml_text(text, f"configuration {str(path)!r}")
-    check_plain(values, f"configuration {str(path)!r}")
-    if not isinstance(values, dict):
-        found = "is empty" if values is None else f"holds a {type(values).__name__}"
-        raise ConfigError(f"configuration {str(path)!r} {found}; it must be a mapping such as 'model: ...'")
-    return values
 
 
 def is_recipe_file(recipe: str) -> bool:
@@ -227,7 +107,7 @@ def _copy(value: Any) -> Any:
     return list(value) if isinstance(value, list) else value
 
 
-def fingerprint_path(name: str) -> str:
+def fingerprint_path(name: str, *, pictures: bool = False) -> str:
     """Return what identifies the contents behind a path; a hub id stands for itself.
 
     A file counts with all its bytes.  A folder (a model) counts with its small files and, of each large one, the size
@@ -235,12 +115,13 @@ def fingerprint_path(name: str) -> str:
 
     Args:
         name: A path, or a hub id.
+        pictures: Whether image files in a folder count: they are a data set's contents, but ornaments beside a model.
 
     Returns:
         ``sha256:...`` for what exists on this machine, ``name`` otherwise.
     """
     try:
-        return _fingerprint(Path(name)) or name
+        return _fingerprint(Path(name), _FINGERPRINTED | (_PICTURES if pictures else frozenset())) or name
     except OSError as error:
         raise ConfigError(f"{name[:80]!r} cannot be read: {error.strerror}; check its name and rights") from None
 
@@ -251,14 +132,14 @@ def world_size() -> int:
     return int(text) if text.isdigit() else 1
 
 
-def _fingerprint(path: Path) -> str | None:
+def _fingerprint(path: Path, suffixes: frozenset[str]) -> str | None:
     """Return the hash of a file or folder, ``None`` where there is neither."""
     if path.is_file():
         return _file_hash(str(path), path.stat().st_size, path.stat().st_mtime_ns, False)
     if path.is_dir():
         digest = hashlib.sha256()
         for file in sorted(path.rglob("*")):
-            if file.is_file() and file.suffix.lower() in _FINGERPRINTED:
+            if file.is_file() and file.suffix.lower() in suffixes:
                 stat = file.stat()
                 digest.update(file.relative_to(path).as_posix().encode() + b"\0")
                 digest.update(_file_hash(str(file), stat.st_size, stat.st_mtime_ns, True).encode())

@@ -36,6 +36,11 @@ def _trackers(value: Any) -> Any:
     return ([] if value == "none" else [value]) if isinstance(value, str) else value
 
 
+def _without_eval(value: Any) -> Any:
+    """Accept ``eval_accuracy``, as transformers calls it, for ``accuracy``."""
+    return value.removeprefix("eval_") if isinstance(value, str) else value
+
+
 class Section(BaseModel):
     """A frozen part of the configuration that refuses unknown keys."""
 
@@ -57,6 +62,58 @@ class CalibrationConfig(Section):
     seed: NaturalInt = 0
 
 
+class QuantizationConfig(Section):
+    """How the frozen base is stored, under transformers' own names; exactly one of the first three is given.
+
+    The adapter and the task head stay in float32.
+
+    Attributes:
+        load_in_4bit: 4 bits per weight through bitsandbytes (QLoRA).
+        load_in_8bit: 8 bits per weight, and in its matrix products, through bitsandbytes.
+        torchao: ``int8_weight_only``: 8 bits per weight through torchao.
+        bnb_4bit_quant_type: ``nf4`` or ``fp4``; transformers' own default is ``fp4``, QLoRA's is ``nf4``.
+        bnb_4bit_use_double_quant: Whether the 4-bit blocks' scales are quantised too.
+        bnb_4bit_compute_dtype: What 4-bit weights are multiplied in.
+        llm_int8_threshold: 8-bit inputs above this are multiplied in half floats.
+        skip_modules: Further linear layers that stay as they are, by name or the end of it; heads and the output
+            embedding always do.
+    """
+
+    load_in_4bit: bool = False
+    load_in_8bit: bool = False
+    torchao: Literal["int8_weight_only"] | None = None
+    bnb_4bit_quant_type: Literal["nf4", "fp4"] = "nf4"
+    bnb_4bit_use_double_quant: bool = False
+    bnb_4bit_compute_dtype: Literal["float32", "bfloat16", "float16"] = "float32"
+    llm_int8_threshold: NaturalFloat = 6.0
+    skip_modules: tuple[Text, ...] = ()
+
+    @property
+    def package(self) -> str:
+        """The package that stores the weights."""
+        return "torchao" if self.torchao else "bitsandbytes"
+
+    @property
+    def key(self) -> str:
+        """What was asked for, as it is written in a configuration."""
+        if self.torchao:
+            return f"quantization.torchao={self.torchao}"
+        return f"quantization.load_in_{4 if self.load_in_4bit else 8}bit=true"
+
+    @model_validator(mode="after")
+    def _one_way(self) -> QuantizationConfig:
+        given = [self.load_in_4bit, self.load_in_8bit, self.torchao is not None]
+        if sum(given) != 1:
+            raise ValueError(
+                f"quantization.load_in_4bit, load_in_8bit and torchao: {sum(given)} of them are given; give exactly "
+                "one, or leave the section out"
+            )
+        for name, value in self:
+            if name.startswith("bnb_4bit") and value != type(self).model_fields[name].default and not self.load_in_4bit:
+                raise ValueError(f"quantization.{name}={value} is for load_in_4bit only; leave it out")
+        return self
+
+
 class TrainingConfig(Section):
     """Training settings under transformers' own names.
 
@@ -68,12 +125,19 @@ class TrainingConfig(Section):
         per_device_eval_batch_size: Examples per evaluation batch.
         gradient_accumulation_steps: Batches per optimizer step.
         lr_scheduler_type: A transformers schedule name.
+        lr_scheduler_kwargs: What that schedule can be told besides, such as ``min_lr_rate``.
         warmup_ratio: Share of the steps in which the learning rate rises.
+        warmup_steps: How many steps it rises, or their share where below 1; goes before ``warmup_ratio``.
         weight_decay: Decoupled weight decay.
         max_grad_norm: Gradient clipping; 0 switches it off.
+        label_smoothing_factor: Share of a label that is spread over all classes or tokens; evaluation is not smoothed.
+        neftune_noise_alpha: Noise on the input embeddings in training (Jain et al. 2023, arXiv 2310.05914).
+        train_sampling_strategy: ``random``, ``sequential``, or ``group_by_length``, which pads less.
         eval_steps: Evaluate every so many steps for the learning curve; only at the end when left out.
         logging_steps: Steps per row of the training loss.
+        logging_first_step: Whether the first step has a row of its own.
         save_steps: Steps between checkpoints, which are what a killed run loses at most.
+        save_total_limit: How many checkpoints are kept while it trains; none is left when it is done.
         gradient_checkpointing: Trade computing for memory.
         bf16: Mixed precision; where left out, on GPUs that support it and never on CPU.
         fp16: Mixed precision in half floats, for GPUs without bf16; never on CPU.
@@ -88,9 +152,11 @@ class TrainingConfig(Section):
         early_stopping_threshold: What counts as an improvement.
         load_best_model_at_end: Go back to the adapter of the best validation.
         metric_for_best_model: The score a validation is judged by: ``loss``, or one of the task's, as ``accuracy``.
+        greater_is_better: Only to say what is known: false for ``loss`` and ``perplexity``, true for all others.
         dataloader_num_workers: Processes that put batches together.
         dataloader_drop_last: Leave out the last, smaller batch of a pass.
         report_to: Trackers that transformers reports the training to, such as ``tensorboard``.
+        run_name: What trackers call the run.
         push_to_hub: Push the adapter and its tokenizer to the hub when the run is done.
         hub_model_id: Where to, such as ``me/my-adapter``.
         hub_private_repo: Whether a new hub repository is private.
@@ -102,20 +168,45 @@ class TrainingConfig(Section):
     per_device_train_batch_size: PositiveInt = 16
     per_device_eval_batch_size: PositiveInt = 32
     gradient_accumulation_steps: PositiveInt = 1
-    lr_scheduler_type: Literal["linear", "cosine", "constant", "constant_with_warmup", "polynomial", "inverse_sqrt"] = (
-        "linear"
-    )
+    lr_scheduler_type: Literal[
+        "linear",
+        "cosine",
+        "cosine_with_restarts",
+        "cosine_with_min_lr",
+        "constant",
+        "constant_with_warmup",
+        "polynomial",
+        "inverse_sqrt",
+        "warmup_stable_decay",
+    ] = "linear"
+    lr_scheduler_kwargs: dict[str, Any] = Field(default_factory=dict)
     warmup_ratio: Share = 0.06
+    warmup_steps: NaturalFloat | None = None
     weight_decay: NaturalFloat = 0.0
     max_grad_norm: NaturalFloat = 1.0
+    label_smoothing_factor: Share = 0.0
+    neftune_noise_alpha: PositiveFloat | None = None
+    train_sampling_strategy: Literal["random", "sequential", "group_by_length"] = "random"
     eval_steps: PositiveInt | None = None
     logging_steps: PositiveInt = 10
+    logging_first_step: bool = False
     save_steps: PositiveInt = 100
+    save_total_limit: PositiveInt = 2
     gradient_checkpointing: bool = False
     bf16: bool | None = None
     fp16: bool = False
     use_cpu: bool = False
-    optim: Literal["adamw_torch", "adamw_torch_fused", "adafactor", "sgd", "adagrad", "rmsprop"] = "adamw_torch"
+    optim: Literal[
+        "adamw_torch",
+        "adamw_torch_fused",
+        "adafactor",
+        "sgd",
+        "adagrad",
+        "rmsprop",
+        "adamw_8bit",
+        "paged_adamw_8bit",
+        "paged_adamw_32bit",
+    ] = "adamw_torch"
     adam_beta1: Share = 0.9
     adam_beta2: Share = 0.999
     adam_epsilon: PositiveFloat = 1e-8
@@ -123,10 +214,12 @@ class TrainingConfig(Section):
     early_stopping_patience: PositiveInt | None = None
     early_stopping_threshold: NaturalFloat = 0.0
     load_best_model_at_end: bool = False
-    metric_for_best_model: Text = "loss"
+    metric_for_best_model: Annotated[Text, BeforeValidator(_without_eval)] = "loss"
+    greater_is_better: bool | None = None
     dataloader_num_workers: NaturalInt = 0
     dataloader_drop_last: bool = False
     report_to: Annotated[tuple[Tracker, ...], BeforeValidator(_trackers)] = ()
+    run_name: Text | None = None
     push_to_hub: bool = False
     hub_model_id: Text | None = None
     hub_private_repo: bool | None = None
@@ -136,6 +229,11 @@ class TrainingConfig(Section):
         """Whether a share of the training examples is held out to stop early or to keep the best adapter."""
         return self.early_stopping_patience is not None or self.load_best_model_at_end
 
+    @property
+    def lower_is_better(self) -> bool:
+        """Whether the better validation is the one with the lower score."""
+        return self.metric_for_best_model in ("loss", "perplexity")
+
     @model_validator(mode="after")
     def _fits_together(self) -> TrainingConfig:
         if self.bf16 and self.fp16:
@@ -143,6 +241,17 @@ class TrainingConfig(Section):
         if self.validates and self.eval_steps is None:
             name = "load_best_model_at_end" if self.early_stopping_patience is None else "early_stopping_patience"
             raise ValueError(f"training.{name} needs training.eval_steps, the steps between validations; add it")
+        if self.greater_is_better is self.lower_is_better:
+            word = "lower" if self.lower_is_better else "higher"
+            raise ValueError(
+                f"training.greater_is_better={str(self.greater_is_better).lower()} contradicts "
+                f"training.metric_for_best_model={self.metric_for_best_model}, of which the {word} is better; leave it "
+                "out"
+            )
+        if self.warmup_steps is not None and self.warmup_steps >= 1 and self.warmup_steps % 1:
+            raise ValueError(
+                f"training.warmup_steps={self.warmup_steps:g} is no number of steps and no share below 1; round it"
+            )
         if self.push_to_hub and self.hub_model_id is None:
             raise ValueError("training.push_to_hub=true needs training.hub_model_id, such as me/my-adapter; add it")
         return self
@@ -159,6 +268,8 @@ class TrainingConfig(Section):
 
 NOT_IN_HASH = (
     "report_to",
+    "run_name",
+    "save_total_limit",
     "push_to_hub",
     "hub_model_id",
     "hub_private_repo",

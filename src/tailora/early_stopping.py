@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tailora.config import RunConfig, TrainingConfig
-from tailora.errors import ConfigError
+from tailora.errors import ConfigError, did_you_mean
 
 if TYPE_CHECKING:
     from tailora.evaluation import Evaluation
@@ -40,10 +40,33 @@ def hold_out(config: RunConfig, examples: Sequence[Any]) -> tuple[Sequence[Any],
         return examples, ()
     # Neighbouring blocks of one text are not independent, so there the end is held out.
     blocks = config.task.kind == "causal-lm" and config.task.text_pair is None
+    one_class_each = config.task.kind in ("text-classification", "image-classification")
     train, validation = carve(
-        len(examples), config.training.validation_share, "training.validation_share", contiguous=blocks
+        len(examples),
+        config.training.validation_share,
+        "training.validation_share",
+        contiguous=blocks,
+        strata=[example.get("labels") for example in examples] if one_class_each else None,
     )
     return [examples[row] for row in train], [examples[row] for row in validation]
+
+
+def check_metric(settings: TrainingConfig, known: Sequence[str]) -> None:
+    """Refuse a metric that validations will not have, before anything is computed.
+
+    Args:
+        settings: The training settings, which name the metric.
+        known: The scores of the task.
+
+    Raises:
+        ConfigError: The task has no such metric.
+    """
+    metric = settings.metric_for_best_model
+    if metric not in known:
+        hint = did_you_mean(metric, known) or ";"
+        raise ConfigError(
+            f"training.metric_for_best_model={metric!r} is no score of this task{hint} known: {', '.join(known)}"
+        )
 
 
 def validation_row(step: int, evaluation: Evaluation, settings: TrainingConfig) -> dict[str, Any]:
@@ -61,9 +84,7 @@ def validation_row(step: int, evaluation: Evaluation, settings: TrainingConfig) 
         ConfigError: The task has no such metric.
     """
     scores, metric = evaluation.scores(), settings.metric_for_best_model
-    if not isinstance(scores.get(metric), float):
-        known = ", ".join(name for name, value in scores.items() if isinstance(value, float))
-        raise ConfigError(f"training.metric_for_best_model={metric!r} is no score of this task; known: {known}")
+    check_metric(settings, [name for name, value in scores.items() if isinstance(value, float)])
     return {"step": step, "split": SPLIT, "loss": evaluation.loss, metric: scores[metric]}
 
 
@@ -78,7 +99,7 @@ def best_and_stale(rows: Sequence[dict[str, Any]], settings: TrainingConfig) -> 
         The step, and how many validations did not improve on it.
     """
     metric = settings.metric_for_best_model
-    sign = 1 if metric in ("loss", "perplexity") else -1
+    sign = 1 if settings.lower_is_better else -1
     best, step, stale = float("inf"), 0, 0
     for row in rows:
         if row["split"] == SPLIT:

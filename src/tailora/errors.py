@@ -54,6 +54,24 @@ class TrainingError(TailoraError):
     """Training stopped for a reason that is not the user's input."""
 
 
+def untrusted_code(model: str, error: Exception) -> ConfigError | None:
+    """Build the error for a model that comes with code of its own, which nobody has allowed to run.
+
+    Args:
+        model: Hub id or folder.
+        error: What transformers raised.
+
+    Returns:
+        The error, or ``None`` where the reason is another one.
+    """
+    if "trust_remote_code" not in str(error):
+        return None
+    return ConfigError(
+        f"model {model!r} comes with Python code of its own, which is not run unless you allow it; read it, then allow "
+        "it with trust_remote_code=true in the configuration or --trust-remote-code"
+    )
+
+
 def did_you_mean(name: str, known: Iterable[str]) -> str:
     """Return ``"; did you mean 'x'?"`` for the nearest known name, or an empty string.
 

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from tailora.artifacts import canonical_json
+from tailora.packed import stored_tensors
 
 _SAMPLED = 64
 
@@ -18,7 +19,8 @@ def model_fingerprint(model: nn.Module) -> str:
     """Return a SHA-256 (hex) of a model's architecture and a sample of its weights.
 
     Every parameter's name, shape and dtype counts, and up to 64 evenly spaced values of it: cheap even for large
-    models, and two different checkpoints of one architecture do not share it.
+    models, and two different checkpoints of one architecture do not share it.  Quantised weights count with their codes
+    and their scales.
 
     Args:
         model: The model; parameters on the meta device count by shape alone.
@@ -27,15 +29,17 @@ def model_fingerprint(model: nn.Module) -> str:
         64 hexadecimal digits.
     """
     digest = hashlib.sha256(type(model).__name__.encode())
+    modules = dict(model.named_modules())
     for name, parameter in model.named_parameters():
-        digest.update(canonical_json([name, list(parameter.shape), str(parameter.dtype)]).encode())
-        if parameter.device.type == "meta" or not parameter.numel():
-            continue
-        flat = parameter.detach().reshape(-1)
-        places = torch.linspace(0, flat.numel() - 1, min(_SAMPLED, flat.numel()), dtype=torch.float64).long()
-        sample = flat[places.to(flat.device)]
-        sample = sample.double() if sample.is_floating_point() else sample.long()
-        digest.update(sample.cpu().numpy().tobytes())
+        for part, tensor in stored_tensors(name, parameter, modules):
+            digest.update(canonical_json([part, list(tensor.shape), str(tensor.dtype)]).encode())
+            if tensor.device.type == "meta" or not tensor.numel():
+                continue
+            flat = tensor.detach().reshape(-1)
+            places = torch.linspace(0, flat.numel() - 1, min(_SAMPLED, flat.numel()), dtype=torch.float64).long()
+            sample = flat[places.to(flat.device)]
+            sample = sample.double() if sample.is_floating_point() else sample.long()
+            digest.update(sample.cpu().numpy().tobytes())
     return digest.hexdigest()
 
 

@@ -181,9 +181,14 @@ def _refuse_impossible(active: Sequence[Target], budget: int, limits: np.ndarray
     dearest = max(t.cost(multiple, dora=dora) for t in active)
     if budget >= most + dearest:
         raise BudgetError(
-            f"the budget of {budget:,} parameters is more than the largest ranks allowed on the {len(active)} targets "
-            f"cost ({most:,}); lower the budget, raise r_max or widen the placement"
+            f"the budget of {_amount(budget)} parameters is more than the largest ranks allowed on the {len(active)} "
+            f"targets cost ({most:,}); lower the budget, raise r_max or widen the placement"
         )
+
+
+def _amount(count: int) -> str:
+    """Write a number of parameters; beyond what any model has, its digits would fill the screen."""
+    return f"{count:,}" if count < 10**15 else f"{count:.3g}"
 
 
 def alpha_for(rank: int, scaling: Scaling) -> float:

@@ -9,15 +9,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
 from tailora._version import __version__
 from tailora.artifacts import content_hash, read_json, write_json
 from tailora.budget import Budget
 from tailora.errors import PlanMismatchError, TailoraError, UserError
 from tailora.planning import alpha_for, deal, override_allocation
 from tailora.recipes import Recipe, load_recipe
-from tailora.targets import Target, find_targets
+from tailora.sources import evidence_of, model_params_of, require_signals, targets_of
+from tailora.targets import Target
 
 if TYPE_CHECKING:
     from peft import LoraConfig, PeftModel
@@ -138,7 +137,7 @@ class Plan:
         Raises:
             PlanMismatchError: A planned target is missing there or has another shape.
         """
-        theirs = {target.name: target for target in _targets_of(model)}
+        theirs = {target.name: target for target in targets_of(model)}
         for entry in self.targets:
             mine = entry.target
             other = theirs.get(mine.name)
@@ -306,15 +305,10 @@ def plan(
             },
         }
     chosen = override_allocation(load_recipe(recipe), allocation_overrides)
-    targets = _targets_of(source)
-    signals, provenance = _evidence(source)
-    missing = [name for name in chosen.signals if name not in signals]
-    if missing:
-        raise UserError(
-            f"recipe {chosen.name!r} reads the signal {missing[0]!r}, which the source does not hold; profile the "
-            f"model with signals={tuple(chosen.signals)!r} and plan from the profile"
-        )
-    model_params = _model_params(source, provenance)
+    targets = targets_of(source)
+    signals, provenance = evidence_of(source)
+    require_signals(chosen.name, chosen.signals, signals)
+    model_params = model_params_of(source)
     parsed = Budget.parse("r=8") if budget is None else Budget.parse(budget)
     dealt = deal(
         targets,
@@ -358,40 +352,3 @@ def _inline_ranks(ranks: Any) -> dict[str, int]:
     if ranks is None:
         raise UserError("recipe 'explicit' needs ranks: a file or a mapping of target names to ranks")
     return read_ranks(ranks)
-
-
-def _targets_of(source: Any) -> list[Target]:
-    """Return the targets of a profile, a model or a list of targets."""
-    from collections.abc import Sequence as AnySequence
-
-    if hasattr(source, "targets") and hasattr(source, "signals"):
-        return list(source.targets)
-    if isinstance(source, AnySequence) and not isinstance(source, str):
-        targets = list(source)
-        if targets and all(isinstance(target, Target) for target in targets):
-            return targets
-        raise UserError("an empty list, or a list of something else than targets, cannot be planned; use find_targets")
-    if not isinstance(source, str) and hasattr(source, "named_modules"):
-        return find_targets(source)
-    raise UserError(f"{type(source).__name__} {source!r:.60} is neither a profile, a model nor a list of targets")
-
-
-def _evidence(source: Any) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
-    """Return the signals of a profile and where they come from; nothing for models and targets."""
-    if not hasattr(source, "signals"):
-        return {}, {}
-    return dict(source.signals), {
-        "profile": source.hash,
-        "model": source.meta.get("model"),
-        "data": source.meta.get("data"),
-        "examples": source.meta.get("examples"),
-    }
-
-
-def _model_params(source: Any, provenance: Mapping[str, Any]) -> int | None:
-    """Return the number of base parameters where the source tells it."""
-    if hasattr(source, "meta"):
-        return source.meta.get("model_params")
-    if hasattr(source, "parameters"):
-        return sum(parameter.numel() for parameter in source.parameters())
-    return None

@@ -24,6 +24,8 @@ if TYPE_CHECKING:
     from tailora.signals.losses import Loss
 
 FORMAT = "tailora-profile/1"
+SUMS = "sums.safetensors"
+"""The file of a profile's folder that holds its sums."""
 REDUCTIONS = {
     "causal-lm": "mean over an example's own tokens",
     "token": "mean over an example's own tokens",
@@ -42,11 +44,13 @@ class Profile:
         signals: Signal name to float64 array, first axis in target order; ``fisher`` is the trace per target
             ``[n_targets]``, ``gradient_spectrum`` singular values ``[n_targets, k]``.
         meta: How it was measured: model and data fingerprints, loss, reduction, examples, versions, seconds.
+        sums: The tensors that the signals were read from, where they were kept; profiles that have them can be merged.
     """
 
     targets: tuple[Target, ...]
     signals: Mapping[str, np.ndarray]
     meta: Mapping[str, Any] = field(default_factory=dict)
+    sums: Mapping[str, Any] | None = field(default=None, compare=False, repr=False)
 
     @functools.cached_property
     def hash(self) -> str:
@@ -114,6 +118,12 @@ class Profile:
         temporary = folder / ".profile.safetensors.tmp"
         temporary.write_bytes(save(arrays))
         temporary.replace(folder / "profile.safetensors")
+        if self.sums is not None:
+            from safetensors.torch import save as save_tensors
+
+            temporary = folder / ".sums.safetensors.tmp"
+            temporary.write_bytes(save_tensors(dict(self.sums)))
+            temporary.replace(folder / SUMS)
         # The JSON comes last and holds the hash, so a folder cut off in between cannot be taken for a profile.
         write_json(
             folder / "profile.json",
@@ -168,82 +178,138 @@ class Profile:
 
 def profile(
     model: nn.Module,
-    batches: Iterable[Mapping[str, Any]],
+    batches: Iterable[Mapping[str, Any]] = (),
     signals: Sequence[str] = ("fisher", "gradient_spectrum"),
     *,
     placement: str = "all-linear",
     targets: Sequence[Target] | None = None,
     loss: str | Loss = "auto",
+    labels: str = "data",
+    mode: str = "eval",
     check: bool = True,
     seed: int = 0,
+    batch_size: int | None = None,
+    until: float | None = None,
+    on_nonfinite: str = "raise",
+    pooling: str = "mean",
+    options: Mapping[str, Any] | None = None,
+    keep_sums: bool = False,
+    resume: str | Path | None = None,
     progress: Callable[[int], None] | None = None,
 ) -> Profile:
     """Measure signals in one pass over calibration batches.
 
-    The base model may be frozen or not and needs no adapter; its state, random state, training mode and
-    ``requires_grad`` flags are afterwards as before, also after an error.  Dropout is off.  The Fisher is the mean over
-    *examples* of the squared gradient of each example's own loss.  Where whole batches would not be exact (flattened,
-    shared or expert-routed inputs) examples are taken one at a time, and ``meta["one_by_one"]`` says why.
+    The base model may be frozen or not, quantised or not, and needs no adapter; its state, random state, training mode
+    and ``requires_grad`` flags are afterwards as before, also after an error.  The Fisher is the mean over *examples*
+    of the squared gradient of each example's own loss.  Where whole batches would not be exact (flattened, shared or
+    expert-routed inputs) examples are taken one at a time, and ``meta["one_by_one"]`` says why.  Under
+    ``torch.distributed`` every process gives its share of the batches and gets the profile of all of them.
 
     Args:
         model: A transformers model, or any module whose outputs have ``logits``.
-        batches: Dicts of tensors the model is called with, labels included.
+        batches: Dicts of tensors the model is called with, labels included; entries whose names begin with ``loss_``
+            are for the loss alone.  May be left out for signals of the weights.
         signals: Names of registered signals.
         placement: Which targets to measure.
         targets: The targets themselves, instead of a placement.
         loss: ``auto`` (each example's mean over its own tokens; checked against the model's own loss), ``causal-lm``,
             ``token``, their sums ``causal-lm-sum`` and ``token-sum``, ``classification``, ``regression``, or a callable
-            from outputs and batch to ``[n_examples]``.
+            from outputs and batch to ``[n_examples]``.  A callable may return fewer values than the batch has rows: the
+            rows of one example (a chosen and a rejected answer) then stand together.
+        labels: ``data``, or ``model``: labels drawn from the model's predictions make ``fisher`` the true Fisher.
+        mode: ``eval``, or ``train`` with the model's own dropout.
         check: Compare two examples of the first batch with their gradients taken alone.
-        seed: For signals that draw at random.
+        seed: For signals and labels that are drawn at random.
+        batch_size: Regroup the rows by length into batches of this size and cut padding off: faster, and the same
+            values.
+        until: Stop before the batches end once the Fisher traces of the data's two halves rank the targets alike, as a
+            Spearman correlation such as 0.95; needs the signal ``fisher``.
+        on_nonfinite: ``raise``, or ``skip`` examples whose loss or gradient is not finite (named in ``meta``).
+        pooling: How a block's hidden states become one vector an example, for ``intrinsic_dimension``: ``mean`` over
+            real tokens, ``last`` or ``first`` real token.
+        options: Further options of signals, such as ``{"sketch": 256}``.
+        keep_sums: Keep what the signals were read from, so that the profile can be merged with others of the model.
+        resume: A file to keep the sums of an unfinished pass in, and to continue from where it exists.
         progress: Called with the number of examples seen so far.
 
     Returns:
         The profile.
 
     Raises:
-        UserError: An unknown signal, no batches, or batches without labels.
+        UserError: An unknown signal or option, no batches, or batches without labels.
         ProfileError: A gradient is not finite or the loss is not the model's.
     """
     import torch
 
     from tailora.fingerprints import DataFingerprint, model_fingerprint
-    from tailora.signals.collect import collect
+    from tailora.packed import count_weights
+    from tailora.signals.batching import sort_by_length
+    from tailora.signals.collect import Collecting, collect
 
     if isinstance(signals, str):
         raise UserError(f"signals must be a list of names such as ({signals!r},), not one text")
     if not signals:
         raise UserError("signals is empty; name at least one, such as 'fisher'")
+    _choice("labels", labels, ("data", "model"))
+    _choice("mode", mode, ("eval", "train"))
+    _choice("on_nonfinite", on_nonfinite, ("raise", "skip"))
+    _choice("pooling", pooling, ("mean", "last", "first"))
+    if until is not None and ("fisher" not in signals or not 0 < until <= 1):
+        raise UserError(
+            f"until={until} must lie between 0 and 1 and needs the signal 'fisher'; add it or leave until out"
+        )
     chosen = tuple(select(find_targets(model), placement) if targets is None else targets)
     data = DataFingerprint()
 
     def seen() -> Iterator[Mapping[str, Any]]:
-        for batch in batches:
+        for batch in batches if batch_size is None else sort_by_length(batches, batch_size):
             data.update(batch)
             yield batch
 
     started = time.perf_counter()
-    found = collect(model, chosen, seen(), signals, loss=loss, check=check, seed=seed, progress=progress)
+    how = Collecting(
+        loss=loss,
+        labels=labels,
+        mode="train" if mode == "train" else "eval",
+        check=check,
+        seed=seed,
+        on_nonfinite=on_nonfinite,
+        until=until,
+        resume=None if resume is None else Path(resume),
+        pooling=pooling,
+        options=dict(options or {}),
+        keep_sums=keep_sums,
+        progress=progress,
+    )
+    found = collect(model, chosen, seen(), signals, how)
     config = getattr(model, "config", None)
     meta = {
         "model": model_fingerprint(model),
         "model_class": type(model).__name__,
         "model_type": getattr(config, "model_type", None),
-        "model_params": sum(parameter.numel() for parameter in model.parameters()),
+        "model_params": count_weights(model),
         "dtype": str(next(model.parameters()).dtype).removeprefix("torch."),
         "data": data.hexdigest(),
         "placement": placement if targets is None else "given",
         "examples": found.examples,
         "batches": found.batches,
         "loss": found.loss,
-        "loss_reduction": REDUCTIONS.get(found.loss, "per example"),
-        "labels": "data",
-        "pooling": "sum over an example's positions",
+        "loss_reduction": REDUCTIONS.get(found.loss, "per example") if found.loss else "",
+        "labels": labels,
+        "pooling": pooling,
         "mean_loss": found.mean_loss,
-        "mode": "eval",
+        "mode": mode,
         "one_by_one": found.one_by_one,
+        "skipped": list(found.skipped),
+        "stability": found.stability,
+        "options": dict(options or {}),
         "seed": seed,
         "seconds": round(time.perf_counter() - started, 3),
         "versions": {"tailora": __version__, "torch": torch.__version__, "numpy": np.__version__},
     }
-    return Profile(chosen, found.signals, meta)
+    return Profile(chosen, found.signals, meta, found.sums)
+
+
+def _choice(name: str, value: str, known: Sequence[str]) -> None:
+    if value not in known:
+        raise UserError(f"{name}={value!r} is not known; use {' or '.join(repr(one) for one in known)}")

@@ -68,7 +68,7 @@ def stored(path: Path) -> dict[str, Any] | None:
     """
     try:
         value = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         return None
     # A number of a million digits and a million brackets are errors of their own kind.
     except (ValueError, RecursionError):

@@ -16,14 +16,17 @@ from tailora.artifacts import write_json
 from tailora.config import RunConfig
 from tailora.early_stopping import hold_out
 from tailora.errors import UserError
-from tailora.evaluation import Evaluation
+from tailora.evaluation import Evaluation, with_texts
 from tailora.failures import explain, memory_advice
 from tailora.locking import run_lock
 from tailora.progress import Progress
+from tailora.requirements import check_packages
 from tailora.run_folders import check_folder, clean, is_done, load_plan, run_folder, write_status
+from tailora.schedules import check_schedule
 from tailora.stopping import StopRequest
 from tailora.tasks import TASKS, LoadedModel
 from tailora.tasks.calibration import Prepared, cached_profile, device_of, measure_profile, prepare, summarise
+from tailora.tasks.streams import Streamed, check_streaming
 from tailora.training import Job, Trained, evaluation_row, train, write_rows
 
 if TYPE_CHECKING:
@@ -107,7 +110,9 @@ def execute(
         Interrupted: Ctrl-C or SIGTERM; training stopped at a step with a checkpoint.
     """
     folder, recipe, stop = run_folder(config), _recipe(config), StopRequest()
-    _check_trackers(config)
+    check_packages(config)
+    check_schedule(config.training)
+    check_streaming(config)
     processes.join(use_cpu=config.training.use_cpu)
     try:
         with stop.listening(), contextlib.ExitStack() as held:
@@ -157,20 +162,6 @@ def _unlocked(config: RunConfig, folder: Path, recipe: Recipe, stop: StopRequest
         write_status(folder, config, "done", None)
 
 
-def _check_trackers(config: RunConfig) -> None:
-    """Refuse a tracker that is not installed before the profile is measured rather than after."""
-    from importlib.util import find_spec
-
-    for name in config.training.report_to:
-        # transformers also takes tensorboardX.
-        modules = (name, "tensorboardX") if name == "tensorboard" else (name,)
-        if not any(find_spec(module) for module in modules):
-            raise UserError(
-                f"training.report_to={name!r} needs the package {name!r}, which is not installed; install it, or leave "
-                "the tracker out"
-            )
-
-
 def _recipe(config: RunConfig) -> Recipe:
     from tailora.recipes import load_recipe
 
@@ -214,7 +205,8 @@ def _write_results(work: _Work, trained: Trained, scored: Evaluation, started: f
     # An early stop has scored its last step already, before the best adapter was put back.
     rows = [row for row in trained.history if (row["step"], row["split"]) != (trained.steps, "eval")]
     write_rows(work.folder / "history.jsonl", [*rows, evaluation_row(trained.steps, scored)])
-    write_rows(work.folder / "predictions.jsonl", scored.records)
+    texts = work.prepared.task.shown(work.config.task, work.prepared.splits.evaluation)
+    write_rows(work.folder / "predictions.jsonl", with_texts(scored.records, texts))
     write_json(work.folder / "scores.json", scored.scores())
     write_json(work.folder / "environment.json", environment() | {"data": work.prepared.splits.fingerprint})
     timings: dict[str, float] = {f"{stage}_s": round(seconds, 3) for stage, seconds in work.seconds.items()}
@@ -229,9 +221,10 @@ def _write_results(work: _Work, trained: Trained, scored: Evaluation, started: f
 def _counts(model: Any, prepared: Prepared) -> dict[str, Any]:
     """Count on the peft model what trains, and what tokenising cut; the base is the model without its head."""
     from tailora.adapters import count_parameters
+    from tailora.packed import count_weights
 
     counted: dict[str, Any] = {**count_parameters(model)}
-    total = sum(parameter.numel() for parameter in prepared.base.model.parameters())
+    total = count_weights(prepared.base.model)
     # peft keeps a frozen copy of the head besides the one it trains, so the base is not simply all that is frozen.
     counted["base_params"] = total - counted["head_params"]
     encoded = {"training": prepared.training, "evaluation": prepared.evaluation}
@@ -304,7 +297,7 @@ def _job(work: _Work, fresh: LoadedModel) -> Job:
     return Job(
         task=work.prepared.task,
         tokenizer=fresh.tokenizer,
-        examples=training,
+        examples=training.seeded(work.config.seed) if isinstance(training, Streamed) else training,
         settings=work.config.training,
         seed=work.config.seed,
         folder=work.folder,

@@ -18,6 +18,7 @@ from tailora.checkpoints import History, drop_poisoned, last_checkpoint, write_r
 from tailora.config import TrainingConfig
 from tailora.errors import TrainingError
 from tailora.progress import Progress
+from tailora.schedules import length_sampler
 from tailora.stopping import StopRequest
 
 if TYPE_CHECKING:
@@ -133,15 +134,17 @@ def _steps(
     with _random_states(), warnings.catch_warnings(), job.stop.graceful(), _tracker_folder(job.folder):
         # transformers renames settings that trl still passes by their old names; nothing a user could act on.
         warnings.filterwarnings("ignore", category=FutureWarning, module=r"(transformers|trl|peft)\.")
+        warnings.filterwarnings("ignore", category=FutureWarning, message=".*label_smoothing_factor.*deprecated")
         trainer_class, arguments, keywords = job.task.trainer(
             _arguments(job, model), model=model, tokenizer=job.tokenizer, train=job.task.dataset(job.examples)
         )
-        trainer = _guarded(trainer_class)(
-            args=arguments,
-            optimizers=(optimizer, None),
-            callbacks=[_callback(job, history)],
-            **keywords,
-        )
+        with _own_weights(model):
+            trainer = _guarded(trainer_class)(
+                args=arguments,
+                optimizers=(optimizer, None),
+                callbacks=[_callback(job, history)],
+                **keywords,
+            )
         # Both write to stdout, which belongs to data.
         trainer.remove_callback(PrinterCallback)
         trainer.remove_callback(ProgressCallback)
@@ -151,6 +154,15 @@ def _steps(
     if not over:  # nothing but a request ends it sooner
         raise job.stop.error(f"at step {state.global_step} of {state.max_steps}, with a checkpoint")
     return int(state.global_step)
+
+
+@contextlib.contextmanager
+def _own_weights(model: Any) -> Iterator[None]:
+    """Keep the trainable weights as they are: trl rounds those on a quantised base to bfloat16, and their steps too."""
+    weights = [(parameter, parameter.data) for parameter in model.parameters() if parameter.requires_grad]
+    yield
+    for parameter, data in weights:
+        parameter.data = data.to(parameter.device)
 
 
 @contextlib.contextmanager
@@ -223,6 +235,10 @@ def _guarded(trainer_class: type) -> Any:
         probed = False
 
         def compute_loss(self, model: Any, inputs: Any, *args: Any, **kwargs: Any) -> Any:
+            if self.label_smoother is not None and self.model.config.is_encoder_decoder:
+                # Smoothing takes the labels away, from which the decoder's inputs would be made.
+                given = self.model.prepare_decoder_input_ids_from_labels(labels=inputs["labels"])
+                inputs = {**inputs, "decoder_input_ids": given}
             if not self.probed:
                 self.probed = True
                 items = kwargs.get("num_items_in_batch")
@@ -231,6 +247,15 @@ def _guarded(trainer_class: type) -> Any:
                 if joined and items is not None and not trainer_class.__module__.startswith("trl."):
                     self.model_accepts_loss_kwargs = _counts_items(super().compute_loss, model, inputs, items)
             return super().compute_loss(model, inputs, *args, **kwargs)
+
+        def _get_train_sampler(self, train_dataset: Any = None) -> Any:
+            dataset = self.train_dataset if train_dataset is None else train_dataset
+            if self.args.train_sampling_strategy != "group_by_length":
+                return super()._get_train_sampler(dataset)
+            size = self.args.train_batch_size * self.args.gradient_accumulation_steps
+            return length_sampler()(
+                size, dataset, model_input_name="input_ids", seed=self.args.data_seed or self.args.seed
+            )
 
         def training_step(self, *args: Any, **kwargs: Any) -> Any:
             loss = super().training_step(*args, **kwargs)
@@ -292,24 +317,30 @@ def _arguments(job: Job, model: Any) -> dict[str, Any]:
         "lr_scheduler_type",
         "weight_decay",
         "max_grad_norm",
+        "lr_scheduler_kwargs",
+        "label_smoothing_factor",
+        "neftune_noise_alpha",
+        "train_sampling_strategy",
         "logging_steps",
+        "logging_first_step",
         "save_steps",
+        "save_total_limit",
         "optim",
         "adam_beta1",
         "adam_beta2",
         "adam_epsilon",
         "dataloader_num_workers",
         "dataloader_drop_last",
+        "run_name",
     )
     return (
         duration
         | {name: getattr(settings, name) for name in same_name}
         | {
             # A fraction of the steps: transformers 5 folded warmup_ratio into warmup_steps.
-            "warmup_steps": settings.warmup_ratio,
+            "warmup_steps": settings.warmup_ratio if settings.warmup_steps is None else settings.warmup_steps,
             "output_dir": str(job.checkpoints),
             "save_strategy": "steps",
-            "save_total_limit": 2,
             "eval_strategy": "no",
             "seed": job.seed,
             "data_seed": job.seed,

@@ -19,11 +19,14 @@ def make_problem(name, seed=0, n=9, r_max=12, budget_rank=3, dora=False):
     """Return a random problem with every signal an allocator may ask for."""
     rng = np.random.default_rng(seed)
     targets = tuple(
-        Target(f"layers.{i}.m", "ffn.up", i, (int(rng.integers(12, 40)), int(rng.integers(12, 40)))) for i in range(n)
+        Target(f"layers.{i}.m", "attention.query", i, (int(rng.integers(12, 40)), int(rng.integers(12, 40))))
+        for i in range(n)
     )
     signals = {
         "fisher": rng.lognormal(size=n),
         "gradient_spectrum": -np.sort(-rng.lognormal(sigma=2, size=(n, 10)), axis=1),
+        "explained_variance": -np.sort(-rng.dirichlet(np.ones(10), size=n), axis=1),
+        "intrinsic_dimension": rng.uniform(1, 20, size=(n, 2, 5)),
     }
     options = {"ranks": {t.name: i % 4 for i, t in enumerate(targets)}} if name == "explicit" else {}
     costs = unit_costs(targets, r_max, dora=dora)

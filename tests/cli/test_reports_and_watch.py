@@ -3,19 +3,33 @@
 from __future__ import annotations
 
 import json
+import socket
+import subprocess
+import sys
 
+import numpy as np
 import pytest
 
 from tailora.cli import main, watching
 from tailora.cli.watching import ending, read_state, sparkline, tell
+from tailora.locking import LOCK, BusyError, run_lock
+from tailora.report.liveness import worker
 
 
 @pytest.fixture
-def run_folder(tmp_path):
+def dead_folder(tmp_path):
+    """A run that was killed: no status, and nobody holds its lock."""
     folder = tmp_path / "lora-s0-0123456789ab"
     folder.mkdir()
     (folder / "config.json").write_text(json.dumps({"recipe": "lora", "training": {"max_steps": 40}}))
     return folder
+
+
+@pytest.fixture
+def run_folder(dead_folder):
+    """A run that this process works on."""
+    with run_lock(dead_folder):
+        yield dead_folder
 
 
 def add(folder, *rows):
@@ -72,6 +86,59 @@ def test_half_written_files_are_read_as_far_as_they_go(run_folder):
     assert ending(state) == "lora-s0-0123456789ab: running"
 
 
+def test_a_killed_run_is_stopped_and_the_watch_ends(dead_folder, capsys):
+    add(dead_folder, {"step": 10, "split": "train", "loss": 0.9})
+    assert watch(dead_folder) == 1
+    assert capsys.readouterr().out.splitlines() == [
+        "lora-s0-0123456789ab: stopped",
+        "step 10/40 train loss 0.9",
+        "lora-s0-0123456789ab: stopped: no process works on it; run the same command again to continue",
+    ]
+    finish(dead_folder)
+    assert read_state(dead_folder)["status"] == "done"
+
+
+def test_a_process_that_is_killed_while_watched(dead_folder):
+    code = (
+        "import sys, time; from pathlib import Path; from tailora.locking import run_lock\n"
+        "with run_lock(Path(sys.argv[1])):\n    print('held', flush=True)\n    time.sleep(60)\n"
+    )
+    with subprocess.Popen([sys.executable, "-c", code, str(dead_folder)], stdout=subprocess.PIPE) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == b"held\n"
+        assert worker(dead_folder) == f"process {process.pid} on {socket.gethostname()}"
+        assert read_state(dead_folder)["status"] == "running"
+        process.kill()
+        process.wait()
+    # What a kill leaves behind is the file, not the lock.
+    assert (dead_folder / LOCK).exists()
+    assert worker(dead_folder) is None
+    assert read_state(dead_folder)["status"] == "stopped"
+
+
+@pytest.mark.parametrize(
+    "text", ["", "[]", '{"pid": "x"}', '{"pid": -1, "host": "HERE"}', '{"pid": 1, "host": "HERE"}']
+)
+def test_a_lock_file_that_nobody_holds(dead_folder, text):
+    """Cut-off content and the number of a process that lives but never held the lock."""
+    (dead_folder / LOCK).write_text(text.replace("HERE", socket.gethostname()))
+    assert worker(dead_folder) is None
+
+
+def test_another_machine_is_believed(dead_folder):
+    (dead_folder / LOCK).write_text(json.dumps({"pid": 1, "host": "elsewhere"}))
+    assert worker(dead_folder) == "process 1 on elsewhere"
+
+
+def test_looking_does_not_take_the_lock(dead_folder):
+    with run_lock(dead_folder):
+        assert worker(dead_folder)
+        with pytest.raises(BusyError), run_lock(dead_folder):
+            pass
+    with run_lock(dead_folder):
+        pass
+
+
 def test_what_is_no_run_gets_one_sentence(tmp_path, capsys):
     assert watch(tmp_path) == 2
     assert "holds no config.json" in capsys.readouterr().err
@@ -98,6 +165,30 @@ def test_the_live_view_in_a_terminal(run_folder, monkeypatch):
     assert watch(run_folder) == 0
     assert "train █" in stream.getvalue()
     assert "step 30/40" in stream.getvalue()
+
+
+def test_report_of_a_profile(tmp_path, capsys):
+    from tailora.profiles import Profile
+    from tailora.targets import Target
+
+    targets = tuple(
+        Target(name=f"layer.{depth}.query", role="attention.query", depth=depth, shape=(4, 4)) for depth in range(2)
+    )
+    Profile(targets, {"fisher": np.array([1.0, 300.0]), "odd": np.zeros(3)}).save(tmp_path)
+    main_ok("report", tmp_path, "--figures", tmp_path / "f")
+    shown = capsys.readouterr()
+    assert "layer.1.query" in shown.out
+    assert f"report: {tmp_path / 'report.html'}" in shown.out
+    assert "odd (3) has no entry for each of the 2 targets and is not drawn." in shown.err
+    assert (tmp_path / "signals.csv").is_file()
+    assert list((tmp_path / "f").glob("*.png"))
+    main_ok("report", tmp_path, "--json")
+    values = json.loads(capsys.readouterr().out)["signals"]["fisher"]
+    assert values == {"energy": False, "targets": {"layer.0.query": 1.0, "layer.1.query": 300.0}}
+    with pytest.raises(SystemExit) as ended:
+        main(["report", str(tmp_path), "--baseline", "lora"])
+    assert ended.value.code == 2
+    assert "is a profile, which has no baseline" in capsys.readouterr().err
 
 
 def test_report_options(tmp_path, capsys, monkeypatch):

@@ -77,6 +77,15 @@ def test_sharegpt_becomes_messages():
     assert set(SHAREGPT_ROLES.values()) == {"user", "assistant", "system", "tool"}
 
 
+def test_prompts_and_completions_of_messages_become_conversations():
+    prompt = [*TURNS, {"role": "user", "content": "bye"}]
+    assert shaped(prompt=[prompt, TURNS[:1]], completion=[TURNS[1:], TURNS[1:]]) == {
+        "messages": [prompt + TURNS[1:], TURNS],
+        "learned_from": [3, 1],
+    }
+    assert shaped(text="q", text_pair="a", q=[TURNS[:1]], a=[TURNS[1:]])["learned_from"] == [1]
+
+
 def test_unused_keys_of_parquet_messages_vanish():
     turn = {"role": "user", "content": "hi", "tool_calls": None}
     assert shaped(messages=[[turn]]) == {"messages": [[{"role": "user", "content": "hi"}]]}
@@ -100,7 +109,22 @@ def test_unused_keys_of_parquet_messages_vanish():
         ),
         (
             {"prompt": [TURNS], "completion": ["a"]},
-            "'d.jsonl', column 'prompt', row 1 holds a list and no text; choose another column with task.text",
+            "'d.jsonl', column 'prompt' holds lists of messages and column 'completion' holds texts; give both as "
+            "lists or both as texts",
+        ),
+        (
+            {"prompt": ["a"], "completion": [TURNS]},
+            "'d.jsonl', column 'completion' holds lists of messages and column 'prompt' holds texts; give both as "
+            "lists or both as texts",
+        ),
+        (
+            {"prompt": [TURNS[:1], "a"], "completion": [TURNS[1:], TURNS[1:]]},
+            "'d.jsonl', column 'prompt', row 2 holds no list of messages; correct it, or choose another task.format",
+        ),
+        (
+            {"prompt": [TURNS], "completion": [TURNS[:1]]},
+            "'d.jsonl', column 'completion', row 1 has no message of the role 'assistant', so there is nothing to "
+            "learn; correct or remove the row",
         ),
         (
             {"messages": [TURNS, []]},

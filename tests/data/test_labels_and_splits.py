@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 
 from tailora.data import Labels, carve, sample
 from tailora.errors import DataError
+from tiny_runs import review_config
 
 
 def test_ids_keep_their_order_and_names_are_sorted():
@@ -74,16 +75,37 @@ def test_global_random_state_is_untouched():
     assert np.random.get_state()[1].tolist() == before  # noqa: NPY002
 
 
-@given(st.lists(st.sampled_from("abc"), min_size=8, max_size=200), st.floats(0.2, 0.8))
+@given(st.lists(st.sampled_from("abcde"), min_size=8, max_size=200), st.floats(0.1, 0.8))
 def test_stratified_carving_gives_every_class_its_share(classes, share):
     training, validation = carve(len(classes), share, "d", strata=classes)
     assert sorted(training + validation) == list(range(len(classes)))
     assert len(validation) == round(len(classes) * share)
-    for name in set(classes):
-        wanted = classes.count(name) * len(validation) / len(classes)
-        assert abs(sum(classes[row] == name for row in validation) - wanted) < 1
+    sizes = {name: classes.count(name) for name in set(classes)}
+    given = {name: sum(classes[row] == name for row in validation) for name in sizes}
+    if len(training) >= len(sizes):
+        assert {classes[row] for row in training} == set(sizes)
+    if min(sizes.values()) > 1 and share <= 0.5:
+        for name, size in sizes.items():
+            assert abs(given[name] - size * len(validation) / len(classes)) <= 1
+
+
+def test_rare_classes_are_in_both_parts_where_they_can_be():
+    classes = ["common"] * 80 + ["rare"] * 2 + ["single"]
+    training, validation = carve(83, 0.1, "d", strata=classes)
+    assert sorted({classes[row] for row in validation}) == ["common", "rare"]
+    assert sorted({classes[row] for row in training}) == ["common", "rare", "single"]
 
 
 def test_stratified_carving_repeats():
     classes = [0, 1, 0, 1, 1, 0, None, 1] * 5
     assert carve(40, 0.25, "d", strata=classes) == carve(40, 0.25, "d", strata=classes)
+
+
+def test_early_stopping_holds_out_of_every_class(tmp_path):
+    from tailora.early_stopping import hold_out
+
+    config = review_config(tmp_path, training={"eval_steps": 2, "early_stopping_patience": 1})
+    examples = [{"labels": int(number >= 90), "number": number} for number in range(100)]
+    training, validation = hold_out(config, examples)
+    assert sum(example["labels"] for example in validation) == 1
+    assert sum(example["labels"] for example in training) == 9

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from trl.data_utils import pack_dataset
 
-from tailora.data.packing import IGNORED, pack
+from tailora.data.packing import IGNORED, pack, packed
 
 END = 9
 TOKENS = st.lists(st.integers(0, END), min_size=1, max_size=12)
@@ -72,3 +72,16 @@ def test_agrees_with_trl_where_every_example_ends_itself():
     rows = [{"input_ids": [*range(n), END], "labels": [IGNORED, *range(1, n), END]} for n in (3, 1, 7, 2, 5)]
     theirs = pack_dataset(datasets.Dataset.from_list(rows), 4, strategy="wrapped").to_list()
     assert pack(rows, 4, END) == [{key: row[key] for key in ("input_ids", "labels")} for row in theirs]
+
+
+def test_a_block_is_there_as_soon_as_it_is_full():
+    taken = []
+
+    def rows():
+        for number in range(100):
+            taken.append(number)
+            yield {"input_ids": [1, 2, END], "labels": [1, 2, END]}
+
+    blocks = packed(rows(), 5, END)
+    assert next(blocks)["input_ids"] == [1, 2, END, 1, 2]
+    assert taken == [0, 1]

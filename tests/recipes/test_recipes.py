@@ -64,13 +64,22 @@ def test_a_recipe_of_ones_own(tmp_path):
         ("allocation: {name: uniform}\nplacment: ffn\n", "unknown key 'placment'.*did you mean 'placement'"),
         ("allocation: {name: uniform, rmax: 3}\n", "unknown key 'allocation.rmax'.*did you mean 'r_max'"),
         ("allocation: {name: unifrom}\n", "unknown allocator 'unifrom'; did you mean 'uniform'"),
-        ("allocation: {name: uniform, r_min: -1}\n", "key 'allocation.r_min'.*is -1"),
-        ("allocation: {name: uniform}\nadapter: {dropout: 1.5}\n", "key 'adapter.dropout'.*is 1.5"),
-        ("allocation: {name: uniform}\nadapter: {scaling: {kind: cubic}}\n", "'adapter.scaling.kind'.*'cubic'"),
+        (
+            "allocation: {name: uniform, r_min: -1}\n",
+            "allocation.r_min=-1 cannot be used: it should be greater than or equal to 0",
+        ),
+        (
+            "allocation: {name: uniform}\nadapter: {dropout: 1.5}\n",
+            "adapter.dropout=1.5 cannot be used: it should be less than 1",
+        ),
+        (
+            "allocation: {name: uniform}\nadapter: {scaling: {kind: cubic}}\n",
+            "adapter.scaling.kind='cubic'.*'constant' or 'rslora'",
+        ),
         ("allocation: {name: uniform}\nplacement: 'attension'\n", "attension.*did you mean 'attention'"),
         ("allocation: {name: proportional, options: {sginal: fisher}}\n", "did you mean 'signal'"),
-        ("placement: ffn\n", "key 'allocation' is missing"),
-        ("- a\n- b\n", "must hold a mapping"),
+        ("placement: ffn\n", "'allocation' is missing; add it"),
+        ("- a\n- b\n", "holds a list; it must be a mapping such as 'allocation: {name: uniform}'"),
         ("{", "not valid YAML"),
     ],
 )
@@ -83,7 +92,7 @@ def test_recipes_that_cannot_be(tmp_path, text, sentence):
 
 
 def test_missing_file_and_unknown_name():
-    with pytest.raises(UserError, match="recipe file 'nowhere.yaml' cannot be read"):
+    with pytest.raises(UserError, match="recipe file 'nowhere.yaml' does not exist; check the path"):
         load_recipe("nowhere.yaml")
     with pytest.raises(UnknownNameError, match="unknown recipe 'Lora'; did you mean 'lora'"):
         load_recipe("Lora")

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from report_fixtures import write_run, write_study
 
-from tailora.report.compare import bootstrap_interval, compare_runs, paired_differences
+from tailora.report.compare import bootstrap_interval, compare_runs, paired_differences, seed_interval
 from tailora.report.groups import group_runs, short_model
 from tailora.report.runs import load_runs
 from tailora.report.summary import summarise
@@ -270,3 +270,27 @@ def test_the_summary_says_no_more_than_the_interval(tmp_path, study):
     assert "no other recipe to compare with" in words(only)
     many = write_study(tmp_path / "many", seeds=1, budgets=("r=2", "r=4", "r=6", "r=8"), examples=60)
     assert "Of 8 paired comparisons with the baseline" in words(many)
+
+
+def test_the_interval_over_seeds_by_hand():
+    # t with 2 degrees of freedom at 97.5 %: 4.302653 (any table); s = 0.1, n = 3.
+    low, high = seed_interval([0.6, 0.7, 0.8])
+    assert low == pytest.approx(0.7 - 4.302653 * 0.1 / 3**0.5, abs=1e-6)
+    assert high == pytest.approx(0.7 + 4.302653 * 0.1 / 3**0.5, abs=1e-6)
+    assert seed_interval([0.5]) is None
+    assert seed_interval([0.5, 0.5]) == (0.5, 0.5)
+
+
+def test_the_interval_over_seeds_covers_what_it_says():
+    rng = np.random.default_rng(5)
+    draws = rng.normal(0.7, 0.05, (4000, 3))
+    hits = [low <= 0.7 <= high for low, high in map(seed_interval, draws.tolist())]
+    # Three standard errors of a share of 95 % over 4000 draws are about one percent.
+    assert np.mean(hits) == pytest.approx(0.95, abs=0.0105)
+
+
+def test_the_table_holds_the_interval(study):
+    for row in compare_runs(load_runs(study)):
+        assert (row.score_low, row.score_high) == seed_interval(
+            [run.score for run in load_runs(study) if run.recipe == row.recipe]
+        )

@@ -15,7 +15,7 @@ from tailora.report.content import provenance
 from tailora.report.grids import rank_grid
 from tailora.report.heatmaps import rank_heat_map
 from tailora.report.latex import comparison_latex, escape_latex
-from tailora.report.rank_figures import mean_ranks, ranks_by_depth, ranks_by_role
+from tailora.report.spending import mean_ranks, parameters_by_depth, ranks_by_depth, ranks_by_role
 
 
 @pytest.mark.parametrize(
@@ -132,6 +132,7 @@ def test_mean_ranks_by_hand():
     assert "x: attention query 2.5, feed-forward up 0, embedding 3" in ranks_by_role({"x": PLAN}, name="r")
     empty = {"targets": []}
     assert ranks_by_depth({"x": empty}, name="d") is None
+    assert "Adapter parameters by layer" in parameters_by_depth({"x": empty}, name="d")
     assert ranks_by_role({"x": empty}, name="r") is None
 
 

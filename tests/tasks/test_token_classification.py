@@ -80,6 +80,19 @@ def test_only_the_first_token_of_a_word_has_its_tag(tmp_path, minilm):
     assert tagged == [(pieces[1], 0), ("so", 1)]
 
 
+def test_entities_are_scored_on_request(tmp_path):
+    rows = [{"text": ["w1", "w2", "w3"], "label": ["B-PER", "I-PER", "O"]}] * 8
+    path = write(tmp_path / "entities.jsonl", rows)
+    task = {"kind": "token-classification", "train": path, "evaluation": path, "metric": "entity_f1"}
+    scores, records = check_run(tiny_config(tmp_path, save_bert(tmp_path / "bert"), task, max_steps=20))
+    assert (scores["primary"], scores["higher_is_better"]) == ("entity_f1", True)
+    assert scores["entity_f1"] == 1
+    assert records[0]["text"] == "w1 w2 w3"
+    other = write(tmp_path / "other.jsonl", [{"text": ["w1", "w2"], "label": ["PER", "O"]}])
+    with pytest.raises(DataError, match="needs tags such as B-PER, I-PER and O, but .* has 'PER'; name the tags so"):
+        TASK.read(TaskConfig(kind="token-classification", train=other, evaluation=other, metric="entity_f1"))
+
+
 @pytest.mark.parametrize(
     ("rows", "words"),
     [

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from tailora.allocation.allocate import allocate, rank_limits, unit_costs
+from tailora.allocation.explained_variance import explained_variance, faithful_explained_variance
 from tailora.allocation.explicit import explicit, explicit_ranks
+from tailora.allocation.gelora import faithful_gelora, gelora
 from tailora.allocation.problem import Allocator, Problem
 from tailora.allocation.proportional import faithful_proportional, proportional
 from tailora.allocation.random_rank import random_rank
@@ -28,6 +30,20 @@ ALLOCATORS.add(
     Allocator(spectral, needs=("gradient_spectrum",), options=("signal",)),
     summary="gain of the k-th rank = k-th squared singular value of the calibration gradient",
     citation="Tailora; Eckart and Young 1936",
+)
+ALLOCATORS.add(
+    "gelora",
+    Allocator(gelora, faithful_gelora, ("intrinsic_dimension",), ("signal", "rounding", "ffn", "permute")),
+    summary="ranks follow the rise of the hidden states' intrinsic dimension across a block",
+    citation="GeLoRA, arXiv 2412.09250, Findings of EMNLP 2025",
+)
+ALLOCATORS.add(
+    "explained-variance",
+    Allocator(
+        explained_variance, faithful_explained_variance, needs=("explained_variance",), options=("signal", "rho")
+    ),
+    summary="ranks in the order of the inputs' explained-variance ratios (EVA's redistribution)",
+    citation="Paischer et al. 2024, EVA, arXiv 2410.07170",
 )
 ALLOCATORS.add(
     "explicit",

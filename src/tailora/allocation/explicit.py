@@ -10,7 +10,9 @@ from typing import Any
 import numpy as np
 
 from tailora.allocation.problem import Problem
+from tailora.artifacts import read_json
 from tailora.errors import UserError, did_you_mean
+from tailora.yaml_files import read_yaml
 
 
 def read_ranks(source: Any) -> dict[str, int]:
@@ -25,26 +27,30 @@ def read_ranks(source: Any) -> dict[str, int]:
     Raises:
         UserError: It cannot be read, or a rank is not a whole number of at least 0.
     """
-    if isinstance(source, str | Path):
-        import yaml
-
-        path = Path(source)
-        try:
-            loaded = yaml.safe_load(path.read_text(encoding="utf-8"))
-        except OSError as error:
-            raise UserError(f"ranks file {str(path)!r} cannot be read: {error.strerror}; check the path") from None
-        except (yaml.YAMLError, UnicodeDecodeError):
-            raise UserError(f"ranks file {str(path)!r} is neither YAML nor JSON; write lines 'name: rank'") from None
-        if isinstance(loaded, Mapping) and "targets" in loaded and "format" in loaded:
-            loaded = {entry["name"]: entry["rank"] for entry in loaded["targets"]}
-    else:
-        loaded = source
+    loaded = _read_file(Path(source)) if isinstance(source, str | Path) else source
     if not isinstance(loaded, Mapping) or not loaded:
         raise UserError("explicit ranks must map target names to ranks, as in 'model.layers.0.mlp.up_proj: 8'")
     for name, rank in loaded.items():
         if isinstance(rank, bool) or not isinstance(rank, int) or rank < 0:
             raise UserError(f"the explicit rank of {str(name)!r} is {rank!r}; it must be a whole number of at least 0")
     return {str(name): int(rank) for name, rank in loaded.items()}
+
+
+def _read_file(path: Path) -> Any:
+    """Read a ranks file, or the ranks out of a saved plan."""
+    # A plan of thousands of targets takes a YAML reader seconds.
+    loaded = (
+        read_json(path, "ranks file") if path.suffix.lower() == ".json" else read_yaml(path, "ranks file", "name: 8")
+    )
+    if not (isinstance(loaded, Mapping) and "targets" in loaded and "format" in loaded):
+        return loaded
+    try:
+        return {entry["name"]: entry["rank"] for entry in loaded["targets"]}
+    except (KeyError, TypeError):
+        raise UserError(
+            f"ranks file {str(path)!r} is a plan in which a target has no name or no rank; plan again, or write lines "
+            "'name: rank'"
+        ) from None
 
 
 def explicit_ranks(problem: Problem) -> np.ndarray:

@@ -17,7 +17,7 @@ def spectral(problem: Problem) -> np.ndarray:
 
     Args:
         problem: The allocation problem; option ``signal`` (default ``gradient_spectrum``) names a spectrum of singular
-            values, ``[n_targets, k]``, in descending order.
+            values, ``[n_targets, k]``; of ``gradient_cross_spectrum`` negative values count as nothing.
 
     Returns:
         float64 ``[n_targets, r_max]``; zero beyond the measured part of the spectrum.
@@ -33,7 +33,8 @@ def spectral(problem: Problem) -> np.ndarray:
         )
     gains = np.zeros(problem.unit_costs.shape, dtype=np.float64)
     columns = min(problem.r_max, spectrum.shape[1])
-    gains[:, :columns] = spectrum[:, :columns] ** 2
+    # A cross-fitted spectrum is neither sorted nor positive: what one half of the data says does not hold on the other.
+    gains[:, :columns] = -np.sort(-(np.maximum(spectrum, 0.0) ** 2), axis=1)[:, :columns]
     if not gains.any():
         raise UserError(f"signal {name!r} is zero on every candidate target: the calibration loss does not reach them")
     # Singular values arrive sorted; squaring in float can break a tie by one unit in the last place.

@@ -9,7 +9,7 @@ from typing import Annotated, NoReturn
 import typer
 
 from tailora._version import __version__
-from tailora.cli import adapters, planning, reports, runs, showing, watching
+from tailora.cli import adapters, planning, profiling, reports, runs, showing, watching
 from tailora.errors import TailoraError
 
 app = typer.Typer(
@@ -46,8 +46,10 @@ def _options(
 
 app.command("demo")(runs.demo)
 app.command("inspect")(showing.inspect)
-app.command("profile")(planning.profile)
+app.command("profile")(profiling.profile)
 app.command("plan")(planning.plan)
+app.command("merge")(profiling.merge)
+app.command("compare")(profiling.compare)
 app.command("train")(runs.train)
 app.command("eval")(adapters.evaluate)
 app.command("report")(reports.report)

@@ -1,4 +1,4 @@
-"""``tailora profile`` and ``tailora plan``: measure once, plan as often as you like."""
+"""``tailora plan``: decide rank and alpha per target, and compare plans."""
 
 from __future__ import annotations
 
@@ -8,70 +8,9 @@ from typing import Annotated, Any
 import typer
 
 from tailora.cli.output import out, print_json, say
-from tailora.cli.showing import Json, Model, TrustCode
+from tailora.cli.profiling import tell_noise
+from tailora.cli.showing import Json, TrustCode
 from tailora.errors import UserError
-from tailora.progress import stage_bar
-
-DEFAULT_SIGNALS = "fisher,gradient_spectrum"
-
-
-def profile(
-    model: Model,
-    data: Annotated[str, typer.Option("--data", "-d", help="Training data: a file or a hub id.")],
-    output: Annotated[Path, typer.Option("--output", "-o", help="Folder for the profile.")],
-    kind: Annotated[str, typer.Option("--task", help="text-classification or causal-lm.")] = "causal-lm",
-    text: Annotated[str, typer.Option(help="Column of the text (a number where the file has no header).")] = "text",
-    text_pair: Annotated[str | None, typer.Option(help="Column of a second text.")] = None,
-    label: Annotated[str, typer.Option(help="Column of the class.")] = "label",
-    header: Annotated[bool, typer.Option(help="Whether csv and tsv files start with column names.")] = True,
-    max_length: Annotated[int, typer.Option(help="Longest sequence in tokens.")] = 128,
-    examples: Annotated[int, typer.Option(help="Calibration examples.")] = 64,
-    batch_size: Annotated[int, typer.Option(help="Examples per pass.")] = 8,
-    signals: Annotated[str, typer.Option(help="Signals to measure, joined by commas.")] = DEFAULT_SIGNALS,
-    placement: Annotated[str, typer.Option("--placement", "-p", help="Targets to measure.")] = "all-linear",
-    seed: Annotated[int, typer.Option(help="Which examples, and the state of a new head.")] = 0,
-    trust_remote_code: TrustCode = False,
-    json: Json = False,
-) -> None:
-    """Measure a model's signals in one pass over calibration data."""
-    from tailora.config import make_config
-    from tailora.runs import measure_profile
-    from tailora.signals import SIGNALS
-
-    names = tuple(name.strip() for name in signals.split(",") if name.strip())
-    for name in names:
-        SIGNALS.entry(name)
-    task: dict[str, Any] = {"kind": kind, "train": data, "max_length": max_length, "header": header}
-    task |= {"text": _column(text), "label": _column(label)}
-    task |= {"text_pair": _column(text_pair)} if text_pair is not None else {}
-    config = make_config(
-        {
-            "model": model,
-            "trust_remote_code": trust_remote_code,
-            "task": task,
-            "placement": placement,
-            "calibration": {"examples": examples, "batch_size": batch_size, "seed": seed},
-        },
-        where="tailora profile",
-    )
-    with stage_bar(f"profiling {model}") as progress:
-        found = measure_profile(config, names, progress=progress)
-    found.save(output)
-    if json:
-        print_json({"profile": str(output), "hash": found.hash, "meta": dict(found.meta)})
-        return
-    meta = found.meta
-    print(
-        f"{output}: {', '.join(found.signals)} of {len(found.targets)} targets from {meta['examples']} examples "
-        f"(mean loss {meta['mean_loss']:.4f}) in {meta['seconds']:.1f} s"
-    )
-    if meta["one_by_one"]:
-        say(f"tailora: examples were taken one at a time: {meta['one_by_one']}")
-
-
-def _column(name: str) -> str | int:
-    """Return a column's number where the user wrote one."""
-    return int(name) if name.isdigit() else name
 
 
 def plan(
@@ -117,6 +56,8 @@ def plan(
 
         source = _source(profile, model, trust_remote_code=trust_remote_code)
         made = make_plan(source, recipe, budget, placement, seed=seed, **overrides)
+        if profile is not None and made.recipe.allocation.name == "gelora":
+            tell_noise(source)
     if output is not None:
         made.save(output)
         say(f"tailora: plan {made.hash[:12]} written to {output}")
@@ -159,9 +100,7 @@ def _load(saved: Path, given: dict[str, Any]) -> Any:
 def _source(profile: Path | None, model: str | None, *, trust_remote_code: bool) -> Any:
     """Return what to plan from."""
     if (profile is None) == (model is None):
-        raise UserError(
-            "give either --profile (a folder made by 'tailora profile') or --model, not both and not neither"
-        )
+        raise UserError("give --profile (a folder made by 'tailora profile') or --model, one of the two")
     if profile is not None:
         from tailora.profiles import Profile
 

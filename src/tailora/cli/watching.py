@@ -11,7 +11,7 @@ import typer
 
 from tailora.cli.output import live
 
-ENDED = ("done", "failed", "interrupted")
+ENDED = ("done", "failed", "interrupted", "stopped")
 
 
 def watch(
@@ -19,7 +19,7 @@ def watch(
     every: Annotated[float, typer.Option(min=0.1, help="Seconds between looks.")] = 2.0,
     once: Annotated[bool, typer.Option("--once", help="Show the present state and stop.")] = False,
 ) -> None:
-    """Follow a run from another terminal until it ends (Ctrl-C stops watching, not the run)."""
+    """Follow a run from another terminal until it ends or is killed (Ctrl-C stops watching, not the run)."""
     from tailora.errors import UserError
 
     if not (run / "config.json").is_file():
@@ -31,7 +31,7 @@ def watch(
             if once or state["status"] in ENDED:
                 break
             time.sleep(every)
-    if state["status"] == "failed":
+    if state["status"] in ("failed", "stopped"):
         raise typer.Exit(1)
 
 
@@ -42,15 +42,24 @@ def read_state(run: Path) -> dict[str, Any]:
         run: The run's folder.
 
     Returns:
-        ``name``, ``status``, ``error``, ``steps`` (0 when unknown), ``rows`` of the history, ``scores``.
+        ``name``, ``status``, ``error``, ``steps`` (0 when unknown), ``rows`` of the history, ``scores``. A run that
+        wrote no status and that no process works on is ``stopped``.
     """
+    from tailora.report.liveness import worker
+
+    # Before the status, which a run writes while it still holds its folder: else one that ends now would look killed.
+    at_work = worker(run) is not None
     config, status = _object(run / "config.json"), _object(run / "status.json")
     training = config.get("training")
     steps = training.get("max_steps") if isinstance(training, dict) else None
+    found, error = str(status.get("status") or ""), str(status.get("error") or "")
+    if not found:
+        found = "running" if at_work else "stopped"
+        error = "" if at_work else "no process works on it; run the same command again to continue"
     return {
         "name": run.name,
-        "status": str(status.get("status") or "running"),
-        "error": str(status.get("error") or ""),
+        "status": found,
+        "error": error,
         "steps": steps if isinstance(steps, int) and steps > 0 else 0,
         "rows": _rows(run / "history.jsonl"),
         "scores": _object(run / "scores.json"),

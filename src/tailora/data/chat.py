@@ -37,7 +37,14 @@ def plain_turns(messages: list[Message]) -> list[tuple[str, bool]]:
     return [*pieces, (before, False)] if before.strip() else pieces
 
 
-def templated(tokenizer: Any, conversations: list[list[Message]], places: list[str], *, mark: bool) -> list[Marked]:
+def templated(
+    tokenizer: Any,
+    conversations: list[list[Message]],
+    places: list[str],
+    *,
+    mark: bool,
+    learned_from: list[int] | None = None,
+) -> list[Marked]:
     """Write and tokenise conversations with the tokenizer's chat template.
 
     A template with ``{% generation %}`` says itself what the assistant writes.  For another one each turn is found
@@ -48,6 +55,8 @@ def templated(tokenizer: Any, conversations: list[list[Message]], places: list[s
         conversations: Lists of messages.
         places: Where each one stands, for messages.
         mark: Whether the assistant's tokens are asked for; all are marked otherwise.
+        learned_from: The number from 0 of the first message of each conversation whose tokens may be marked; 0 when
+            left out.
 
     Returns:
         Token ids and marks of each conversation.
@@ -58,43 +67,57 @@ def templated(tokenizer: Any, conversations: list[list[Message]], places: list[s
     # Some tokenizers have several templates by name; "default" is the one that is applied.
     template = tokenizer.chat_template
     template = template.get("default", "") if isinstance(template, dict) else template
+    starts = learned_from or [0] * len(conversations)
     if mark and tokenizer.is_fast and _GENERATION.search(template):
-        return [_by_tags(tokenizer, *pair) for pair in zip(conversations, places, strict=True)]
+        return [_by_tags(tokenizer, *row) for row in zip(conversations, places, starts, strict=True)]
     wholes = [_render(tokenizer, *pair) for pair in zip(conversations, places, strict=True)]
     ids = _tokens(tokenizer, wholes)
     if not mark:
         return [(tokens, [True] * len(tokens)) for tokens in ids]
     return [
-        (tokens, _by_prefixes(tokenizer, messages, whole, tokens, place))
-        for messages, whole, tokens, place in zip(conversations, wholes, ids, places, strict=True)
+        (tokens, _by_prefixes(tokenizer, messages, whole, tokens, place, start))
+        for messages, whole, tokens, place, start in zip(conversations, wholes, ids, places, starts, strict=True)
     ]
 
 
-def _by_tags(tokenizer: Any, messages: list[Message], place: str) -> Marked:
+def _by_tags(tokenizer: Any, messages: list[Message], place: str, start: int) -> Marked:
     arguments = {"tokenize": True, "return_dict": True, "return_assistant_tokens_mask": True}
     encoded = _apply(tokenizer, messages, place, **arguments)
-    return list(encoded["input_ids"]), [bool(mark) for mark in encoded["assistant_masks"]]
+    ids, marks = list(encoded["input_ids"]), [bool(mark) for mark in encoded["assistant_masks"]]
+    if start:
+        before, whole = (_render(tokenizer, part, place) for part in (messages[:start], messages))
+        if not whole.startswith(before):
+            raise _rewritten(place, start, "write prompt and completion as one conversation in 'messages'")
+        (tokens,) = _tokens(tokenizer, [before])
+        silent = _common(tokens, ids)
+        marks[:silent] = [False] * silent
+    return ids, marks
 
 
-def _by_prefixes(tokenizer: Any, messages: list[Message], whole: str, ids: list[int], place: str) -> list[bool]:
+def _rewritten(place: str, number: int, way_out: str) -> DataError:
+    return DataError(
+        f"{place}: the tokenizer's chat template writes message {number} differently depending on what surrounds it, "
+        f"so its tokens cannot be told apart; set task.completion_only=false, or {way_out}"
+    )
+
+
+def _by_prefixes(
+    tokenizer: Any, messages: list[Message], whole: str, ids: list[int], place: str, start: int
+) -> list[bool]:
     marks = [False] * len(ids)
     for number, message in enumerate(messages):
-        if message["role"] != "assistant":
+        if message["role"] != "assistant" or number < start:
             continue
         # Most templates refuse an empty conversation: an opening turn of the assistant counts with its header.
         before = _render(tokenizer, messages[:number], place, add_generation_prompt=True) if number else ""
         upto = _render(tokenizer, messages[: number + 1], place)
         if not (whole.startswith(before) and upto.startswith(before) and _holds(message, before, upto, whole)):
-            raise DataError(
-                f"{place}: the tokenizer's chat template writes message {number + 1} differently depending on what "
-                "surrounds it, so its tokens cannot be told apart; set task.completion_only=false, or give the "
-                "tokenizer a template with {% generation %}"
-            )
-        start, stop = (_common(tokens, ids) for tokens in _tokens(tokenizer, [before, upto]))
+            raise _rewritten(place, number + 1, "give the tokenizer a template with {% generation %}")
+        first, stop = (_common(tokens, ids) for tokens in _tokens(tokenizer, [before, upto]))
         # What a template writes after the end token (a line break, say) is nothing that the model has to learn.
-        ends = [at for at in range(start, stop) if ids[at] == tokenizer.eos_token_id]
+        ends = [at for at in range(first, stop) if ids[at] == tokenizer.eos_token_id]
         stop = ends[-1] + 1 if ends else stop
-        marks[start:stop] = [True] * (stop - start)
+        marks[first:stop] = [True] * (stop - first)
     return marks
 
 

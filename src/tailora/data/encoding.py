@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterable, Iterator, Sequence
+import logging
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
@@ -11,6 +12,8 @@ from tailora.data.chat import Marked, plain_turns, templated
 from tailora.data.packing import IGNORED, pack
 from tailora.data.table import Table
 from tailora.errors import DataError
+
+_LOG = logging.getLogger("tailora.data")
 
 Pieces = list[tuple[str, bool]]
 """Pieces of text, each with whether its tokens count in the loss."""
@@ -69,7 +72,7 @@ class EncodingReport:
         return ", and ".join(parts) + "; task.max_length sets the length" if parts else ""
 
 
-class Encoded(list[dict[str, Any]]):
+class Reported(list[dict[str, Any]]):
     """Tokenised examples with the report of how they were made.
 
     Attributes:
@@ -78,6 +81,14 @@ class Encoded(list[dict[str, Any]]):
 
     def __init__(self, examples: Iterable[dict[str, Any]], report: EncodingReport) -> None:
         super().__init__(examples)
+        self.report = report
+
+
+class Encoded(Reported):
+    """Reported examples of a language model, whose tokens are counted."""
+
+    def __init__(self, examples: Iterable[dict[str, Any]], report: EncodingReport) -> None:
+        super().__init__(examples, report)
         tokens = sum(len(example["input_ids"]) for example in self)
         # The first position is never predicted, so its label never counts.
         counted = sum(label != IGNORED for example in self for label in example["labels"][1:])
@@ -86,6 +97,38 @@ class Encoded(list[dict[str, Any]]):
     def take(self, rows: Sequence[int]) -> Encoded:
         """Return the given examples with the same report, their tokens counted again."""
         return Encoded([self[row] for row in rows], self.report)
+
+
+def with_cuts(
+    examples: list[dict[str, Any]], table: Table, limit: int, whole: Callable[[list[int]], list[list[int]]]
+) -> Reported:
+    """Return examples that a tokenizer cut to a length, with the number of those it did cut.
+
+    Args:
+        examples: One per row, with ``input_ids``.
+        table: The rows.
+        limit: The length.
+        whole: From row numbers to the uncut ``input_ids`` of those rows.
+
+    Returns:
+        The examples.
+    """
+    full = [row for row, example in enumerate(examples) if len(example["input_ids"]) >= limit]
+    cut = sum(len(ids) > limit for ids in whole(full)) if full else 0
+    tokens = sum(len(example["input_ids"]) for example in examples)
+    return Reported(examples, EncodingReport(table.source, "text", len(table), limit, cut, tokens=tokens))
+
+
+def tell_cuts(training: Reported, evaluation: Reported) -> None:
+    """Warn of examples that were cut or left out.
+
+    Args:
+        training: The training examples.
+        evaluation: The evaluation examples.
+    """
+    for part, encoded in (("training", training), ("evaluation", evaluation)):
+        if notice := encoded.report.notice(part):
+            _LOG.warning("%s: %s", encoded.report.source, notice)
 
 
 @contextlib.contextmanager
@@ -104,7 +147,7 @@ def encode_table(
     """Tokenise the rows of a table in one of the shapes of ``formats.normalise``.
 
     Args:
-        table: Columns ``text``, ``prompt`` and ``completion``, or ``messages``.
+        table: Columns ``text``, ``prompt`` and ``completion``, or ``messages`` and perhaps ``learned_from``.
         tokenizer: The model's tokenizer.
         limit: Longest example; the length of the blocks when packing.
         completion_only: Whether only completions and the assistant's turns count; else every token does.
@@ -116,29 +159,49 @@ def encode_table(
     Raises:
         DataError: No token to predict is left, or a conversation cannot be written.
     """
-    with long_texts(tokenizer):
-        marked = _marked(table, tokenizer, completion_only)
-    examples, cut, dropped = [], 0, 0
-    for ids, marks in marked:
-        labels = [token if mark or not completion_only else IGNORED for token, mark in zip(ids, marks, strict=True)]
-        stop = len(ids) if packing else limit
-        example = {"input_ids": ids[:stop], "labels": labels[:stop]}
-        if not _counts(example):
-            dropped += 1
-            continue
-        cut += len(ids) > len(example["input_ids"])
-        examples.append(example)
+    examples, cut, dropped = encode_rows(table, tokenizer, None if packing else limit, completion_only)
     report = EncodingReport(table.source, table.form.partition(" ")[0], len(table), limit, cut, dropped)
     if packing:
         packed = pack(examples, limit, tokenizer.eos_token_id)
-        examples = [block for block in packed if _counts(block)]
+        examples = [block for block in packed if counts(block)]
         report = replace(report, blocks=len(examples), blocks_dropped=len(packed) - len(examples))
     if not examples:
         raise DataError(f"{table.source!r} leaves no token to predict within {limit} tokens; raise task.max_length")
     return Encoded(examples, report)
 
 
-def _counts(example: dict[str, list[int]]) -> bool:
+def encode_rows(
+    table: Table, tokenizer: Any, limit: int | None, completion_only: bool
+) -> tuple[list[dict[str, Any]], int, int]:
+    """Tokenise rows and leave out those that have nothing to predict; see ``encode_table``.
+
+    Args:
+        table: As for ``encode_table``.
+        tokenizer: As for ``encode_table``.
+        limit: Longest example; ``None`` cuts nothing.
+        completion_only: As for ``encode_table``.
+
+    Returns:
+        The examples, how many of them were cut, and how many rows were left out.
+
+    Raises:
+        DataError: A conversation cannot be written.
+    """
+    with long_texts(tokenizer):
+        marked = _marked(table, tokenizer, completion_only)
+    examples, cut, dropped = [], 0, 0
+    for ids, marks in marked:
+        labels = [token if mark or not completion_only else IGNORED for token, mark in zip(ids, marks, strict=True)]
+        example = {"input_ids": ids[:limit], "labels": labels[:limit]}
+        if not counts(example):
+            dropped += 1
+            continue
+        cut += len(ids) > len(example["input_ids"])
+        examples.append(example)
+    return examples, cut, dropped
+
+
+def counts(example: dict[str, list[int]]) -> bool:
     """Tell whether a token is left to predict; the first one never is."""
     return any(label != IGNORED for label in example["labels"][1:])
 
@@ -147,34 +210,39 @@ def _marked(table: Table, tokenizer: Any, completion_only: bool) -> list[Marked]
     columns = table.columns
     if "messages" in columns:
         conversations = columns["messages"]
+        starts = columns.get("learned_from", [0] * len(table))
         if tokenizer.chat_template is not None:
             places = [f"{table.source!r}, row {table.number(row)}" for row in range(len(table))]
-            return templated(tokenizer, conversations, places, mark=completion_only)
-        return _tokenise(tokenizer, [plain_turns(messages) for messages in conversations])
+            return templated(tokenizer, conversations, places, mark=completion_only, learned_from=starts)
+        rows = zip(conversations, starts, strict=True)
+        silent = [sum(message["role"] == "assistant" for message in messages[:start]) for messages, start in rows]
+        return _tokenise(tokenizer, [plain_turns(messages) for messages in conversations], silent)
     if "completion" in columns:
         pairs = zip(columns["prompt"], columns["completion"], strict=True)
         return _tokenise(tokenizer, [[(prompt, False), (completion, True)] for prompt, completion in pairs])
     return _tokenise(tokenizer, [[(text, True)] for text in columns["text"]])
 
 
-def _tokenise(tokenizer: Any, rows: list[Pieces]) -> list[Marked]:
+def _tokenise(tokenizer: Any, rows: list[Pieces], silent: Sequence[int] | None = None) -> list[Marked]:
     """Tokenise piece by piece, as generation will: a prompt is tokenised before its answer is known.
 
-    Special tokens go in front of a row, and an end token after each piece that counts.
+    Special tokens go in front of a row, and an end token after each piece that counts.  ``silent`` says how many of
+    these a row's prompt already has: they end so as well, but do not count.
     """
     firsts = tokenizer([pieces[0][0] for pieces in rows])["input_ids"]
     flat = [text for pieces in rows for text, _ in pieces[1:]]
     others = iter(tokenizer(flat, add_special_tokens=False)["input_ids"] if flat else [])
     end = tokenizer.eos_token_id
     result = []
-    for pieces, first in zip(rows, firsts, strict=True):
+    for pieces, first, left in zip(rows, firsts, silent or [0] * len(rows), strict=True):
         ids: list[int] = []
         marks: list[bool] = []
-        for number, (_, counts) in enumerate(pieces):
+        for number, (_, learned) in enumerate(pieces):
             # Some tokenizers close every text with an end token, which here would split a prompt from its answer.
             tokens = next(others) if number else first[:-1] if len(first) > 1 and first[-1] == end else first
-            tokens = [*tokens, end] if counts and end is not None else list(tokens)
+            tokens = [*tokens, end] if learned and end is not None else list(tokens)
             ids += tokens
-            marks += [counts] * len(tokens)
+            marks += [learned and left <= 0] * len(tokens)
+            left -= learned
         result.append((ids, marks))
     return result

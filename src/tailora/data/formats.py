@@ -110,6 +110,9 @@ def _conversation(values: Sequence[Any]) -> str | None:
 def normalise(table: Table, form: Format, options: str = "") -> Table:
     """Return a table with the columns ``text``, ``prompt`` and ``completion``, or ``messages``.
 
+    A prompt and a completion that are lists of messages become one conversation; the column ``learned_from`` then
+    says with which of its messages, from 0, the completion begins.
+
     Args:
         table: Rows in any format.
         form: Their format.
@@ -124,6 +127,8 @@ def normalise(table: Table, form: Format, options: str = "") -> Table:
     columns: dict[str, list[Any]]
     if form.name == "text":
         columns = {"text": table.texts(form.columns[0], "task.text")}
+    elif form.name == "prompt-completion" and _conversational(table, form):
+        columns = _joined(table, form)
     elif form.name == "prompt-completion":
         prompts = table.texts(form.columns[0], "task.text")
         columns = {"prompt": prompts, "completion": table.texts(form.columns[1], "task.text_pair")}
@@ -159,6 +164,34 @@ def _alpaca(table: Table, form: Format) -> dict[str, list[Any]]:
         contexts = Table({"input": values}, table.source, "", table.numbers).texts("input", "task.format")
     prompts = [alpaca_prompt(*pair) for pair in zip(instructions, contexts, strict=True)]
     return {"prompt": prompts, "completion": outputs}
+
+
+def _conversational(table: Table, form: Format) -> bool:
+    """Tell whether prompts or completions are lists of messages, as trl writes them; one row decides for all."""
+    keys = ("task.text", "task.text_pair")
+    columns = [table.column(name, key) for name, key in zip(form.columns, keys, strict=True)]
+    kinds = [isinstance(next((value for value in values if value), ""), list) for values in columns]
+    if kinds[0] != kinds[1]:
+        odd, other = form.columns if kinds[0] else form.columns[::-1]
+        raise DataError(
+            f"{table.source!r}, column {str(odd)!r} holds lists of messages and column {str(other)!r} holds texts; "
+            "give both as lists or both as texts"
+        )
+    return kinds[0]
+
+
+def _joined(table: Table, form: Format) -> dict[str, list[Any]]:
+    prompts, completions = (
+        _conversations(table, Format(form.name, (column,)), _from_message) for column in form.columns
+    )
+    for row, messages in enumerate(completions):
+        if all(message["role"] != "assistant" for message in messages):
+            raise DataError(
+                f"{table.source!r}, column {str(form.columns[1])!r}, row {table.number(row)} has no message of the "
+                "role 'assistant', so there is nothing to learn; correct or remove the row"
+            )
+    together = [prompt + completion for prompt, completion in zip(prompts, completions, strict=True)]
+    return {"messages": together, "learned_from": [len(prompt) for prompt in prompts]}
 
 
 def _conversations(table: Table, form: Format, read: Any) -> list[list[Message]]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 IGNORED = -100
@@ -24,16 +24,34 @@ def pack(examples: Iterable[dict[str, Any]], length: int, end: int | None) -> li
     Returns:
         Blocks with ``input_ids`` and ``labels``.
     """
+    return list(packed(examples, length, end))
+
+
+def packed(examples: Iterable[dict[str, Any]], length: int, end: int | None) -> Iterator[dict[str, list[int]]]:
+    """Yield the blocks of ``pack`` as soon as each is full.
+
+    Args:
+        examples: As for ``pack``; read one by one.
+        length: As for ``pack``.
+        end: As for ``pack``.
+
+    Yields:
+        Blocks with ``input_ids`` and ``labels``.
+    """
     ids: list[int] = []
     labels: list[int] = []
+    last: list[int] = []
     for example in examples:
         # Chat templates often write a line break after the end token: then the text has ended as well.
-        if ids and end is not None and end not in ids[-2:]:
+        if last and end is not None and end not in last:
             ids.append(end)
             labels.append(IGNORED)
+            last.append(end)
         ids += example["input_ids"]
         labels += example["labels"]
-    return [
-        {"input_ids": ids[start : start + length], "labels": labels[start : start + length]}
-        for start in range(0, len(ids), length)
-    ]
+        last = (last + example["input_ids"])[-2:]
+        while len(ids) >= length:
+            yield {"input_ids": ids[:length], "labels": labels[:length]}
+            ids, labels = ids[length:], labels[length:]
+    if ids:
+        yield {"input_ids": ids, "labels": labels}

@@ -10,6 +10,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+from tailora.artifacts import read_text
 from tailora.errors import DataError
 
 Columns = dict[str, list[Any]]
@@ -45,19 +46,7 @@ def read_file(path: Path, *, header: bool = True) -> Columns:
 
 
 def _read_text(path: Path) -> str:
-    try:
-        # utf-8-sig drops the mark that spreadsheets write in front; it would become part of the first column's name.
-        return path.read_text(encoding="utf-8-sig")
-    except FileNotFoundError:
-        raise DataError(f"data {str(path)!r} does not exist; check the path") from None
-    except IsADirectoryError:
-        raise DataError(f"data {str(path)!r} is a folder; give the file inside it") from None
-    except UnicodeDecodeError as error:
-        raise DataError(
-            f"data {str(path)!r} is not UTF-8 text (byte {error.start}); convert it, for example with iconv"
-        ) from None
-    except OSError as error:
-        raise DataError(f"data {str(path)!r} cannot be read: {error.strerror}") from None
+    return read_text(path, "data", DataError, recode="convert it, for example with iconv")
 
 
 def _table(rows: list[list[str]], lines: list[int], path: Path, header: bool) -> Columns:

@@ -37,7 +37,8 @@ def carve(
         share: Share that goes to validation, above 0 and below 1.
         source: What is cut, for messages.
         contiguous: Take the end rather than random rows: neighbouring blocks of one text are not independent.
-        strata: The class of each row: every class then gives its share, to the nearest row.
+        strata: The class of each row: every class then gives its share, to the nearest row, except that no class
+            leaves training entirely, nor validation if it has two rows, where the others can make up for it.
 
     Returns:
         Row numbers of training and validation, disjoint, both in increasing order.
@@ -59,16 +60,30 @@ def carve(
 
 
 def _stratified(strata: Sequence[Any], held_out: int) -> list[int]:
-    """Draw ``held_out`` rows, from each class in proportion; the largest remainders make up the number."""
+    """Draw ``held_out`` rows, from each class in proportion."""
     groups: dict[str, list[int]] = {}
     for row, value in enumerate(strata):
         groups.setdefault(str(value), []).append(row)
-    names = sorted(groups)
-    wanted = {name: len(groups[name]) * held_out / len(strata) for name in names}
-    counts = {name: int(wanted[name]) for name in names}
-    by_remainder = sorted(names, key=lambda name: (counts[name] - wanted[name], name))
-    for name in by_remainder[: held_out - sum(counts.values())]:
-        counts[name] += 1
+    counts = _shares({name: len(rows) for name, rows in groups.items()}, held_out)
     draw = np.random.default_rng(0)
-    drawn = [draw.choice(groups[name], size=counts[name], replace=False) for name in names]
+    drawn = [draw.choice(groups[name], size=counts[name], replace=False) for name in sorted(groups)]
     return sorted(int(row) for rows in drawn for row in rows)
+
+
+def _shares(sizes: dict[str, int], held_out: int) -> dict[str, int]:
+    """Tell how many rows each class gives."""
+    total = sum(sizes.values())
+    counts = {name: size * held_out // total for name, size in sizes.items()}
+    remainders = {name: size * held_out % total for name, size in sizes.items()}
+
+    def turn(name: str) -> tuple[bool, bool, int, str]:
+        # What divides evenly has its share; a class that has none yet comes before the largest remainders.
+        return remainders[name] == 0, counts[name] > 0, -remainders[name], name
+
+    able = [name for name in sorted(sizes, key=turn) if counts[name] + 1 < sizes[name]]
+    for name in able[: held_out - sum(counts.values())]:
+        counts[name] += 1
+    while sum(counts.values()) < held_out:
+        # Rare classes could only give by leaving training: the commonest gives in their place.
+        counts[max(sorted(sizes), key=lambda name: sizes[name] - counts[name])] += 1
+    return counts

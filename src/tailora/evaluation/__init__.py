@@ -6,7 +6,7 @@ rounding.
 
 from __future__ import annotations
 
-from tailora.evaluation.base import IGNORED, Evaluation, evaluating
+from tailora.evaluation.base import IGNORED, Evaluation, evaluating, with_texts
 from tailora.evaluation.classification import classify, tag
 from tailora.evaluation.generation import write
 from tailora.evaluation.language import Question, choose, predict_tokens
@@ -22,5 +22,6 @@ __all__ = [
     "predict_tokens",
     "regress",
     "tag",
+    "with_texts",
     "write",
 ]

@@ -16,6 +16,9 @@ if TYPE_CHECKING:
 IGNORED = -100
 """The label that does not count, as in transformers."""
 
+SHOWN = 200
+"""Characters of an example's text that its record keeps."""
+
 
 @dataclass(frozen=True)
 class Evaluation:
@@ -58,6 +61,37 @@ class Evaluation:
         }
         optional = {"accuracy": self.accuracy, **self.metrics, "perplexity": self.perplexity, "tokens": self.tokens}
         return scores | {name: value for name, value in optional.items() if value is not None}
+
+
+def cut_text(text: str, length: int = SHOWN) -> str:
+    """Return a text on one line, cut to ``length`` characters.
+
+    Args:
+        text: Any text.
+        length: Most characters; the last of them is an ellipsis where something was cut.
+
+    Returns:
+        The text with single spaces between its words.
+    """
+    # No word beyond the cut is looked at: a document may be long.
+    line = " ".join(text[: 8 * length].split())
+    whole = len(line) <= length and len(text) <= 8 * length
+    return line if whole else f"{line[: length - 1]}…"
+
+
+def with_texts(records: Sequence[dict[str, Any]], texts: Sequence[str] | None) -> list[dict[str, Any]]:
+    """Return the records with the text of their examples, for readers of the predictions.
+
+    Args:
+        records: One dict per example, each with ``index``.
+        texts: The examples' texts by index; ``None`` leaves the records as they are.
+
+    Returns:
+        Records with the key ``text``, cut to ``SHOWN`` characters.
+    """
+    if texts is None:
+        return list(records)
+    return [record | {"text": cut_text(texts[record["index"]])} for record in records]
 
 
 @contextlib.contextmanager

@@ -9,12 +9,10 @@ from typing import TYPE_CHECKING, Any
 from tailora.errors import DataError
 from tailora.evaluation import metrics
 from tailora.evaluation.base import IGNORED, Evaluation, evaluating, in_order, inputs_of, mean, row_number
+from tailora.evaluation.entities import OUTSIDE, entity_f1, marks_entities
 
 if TYPE_CHECKING:
     import torch
-
-OUTSIDE = "O"
-"""The tag of a word that belongs to nothing."""
 
 
 def classify(
@@ -92,8 +90,9 @@ def tag(
         primary: The score that decides.
 
     Returns:
-        Accuracy and micro-averaged F1 over tokens, the loss per token, and records
-        ``{index, label, prediction, score, tokens, loss}``: tags, share of right ones, and mean loss of one example.
+        Accuracy and micro-averaged F1 over tokens, ``entity_f1`` where the names are those of the BIO scheme, the loss
+        per token, and records ``{index, label, prediction, score, tokens, loss}``: tags, share of right ones, and mean
+        loss of one example.
 
     Raises:
         DataError: There is no example, or one without a labelled token.
@@ -128,11 +127,14 @@ def tag(
     records = in_order(records)
     counts = metrics.confusion(pairs, len(names))
     outside = names.index(OUTSIDE) if OUTSIDE in names else None
+    scores = {"f1": metrics.micro_f1(counts, outside)}
+    if marks_entities(names):
+        scores["entity_f1"] = entity_f1((record["label"], record["prediction"]) for record in records)
     return Evaluation(
         loss=math.fsum(record["loss"] * record["tokens"] for record in records) / len(pairs),
         accuracy=sum(label == guess for label, guess in pairs) / len(pairs),
         examples=len(records),
         records=tuple(records),
-        metrics={"f1": metrics.micro_f1(counts, outside)},
+        metrics=scores,
         primary=primary,
     )

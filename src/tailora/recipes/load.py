@@ -14,6 +14,7 @@ from tailora.errors import UserError, unknown_name
 from tailora.placement import parse
 from tailora.recipes.schema import Recipe
 from tailora.validation import first_problem
+from tailora.yaml_files import read_yaml
 
 _LIBRARY = Path(__file__).parent / "library"
 
@@ -45,7 +46,8 @@ def load_recipe(source: str | Path | Mapping[str, Any] | Recipe) -> Recipe:
     if isinstance(source, Recipe):
         return source
     if isinstance(source, Mapping):
-        return _checked(dict(source), "the given mapping")
+        name = source.get("name")
+        return _checked(dict(source), f"recipe {name!r}" if isinstance(name, str) else "the given mapping")
     text = str(source)
     if text.endswith((".yaml", ".yml")):
         return _read(Path(text))
@@ -62,18 +64,9 @@ def _shipped(name: str) -> Recipe:
 
 def _read(path: Path) -> Recipe:
     """Read and check one YAML file."""
-    import yaml
-
-    try:
-        data = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise UserError(f"recipe file {str(path)!r} cannot be read: {error.strerror}; check the path") from None
-    except (yaml.YAMLError, UnicodeDecodeError):
-        raise UserError(f"recipe file {str(path)!r} is not valid YAML; compare it with a shipped recipe") from None
-    if not isinstance(data, dict):
-        raise UserError(f"recipe file {str(path)!r} must hold a mapping with 'name' and 'allocation'")
+    data = read_yaml(path, "recipe file", "allocation: {name: uniform}")
     data.setdefault("name", path.stem)
-    return _checked(data, f"recipe file {path.name!r}")
+    return _checked(data, f"recipe file {str(path)!r}")
 
 
 def _checked(data: dict[str, Any], place: str) -> Recipe:

@@ -7,6 +7,8 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
+_MOST = 2**31  # no matrix is larger, and array libraries count in 64 bits
+
 
 class _Slot(BaseModel):
     """A frozen part of a recipe that refuses keys it does not know."""
@@ -57,9 +59,9 @@ class Allocation(_Slot):
 
     name: str
     faithful: bool = False
-    r_min: int = Field(default=0, ge=0)
+    r_min: int = Field(default=0, ge=0, lt=_MOST)
     r_max: int | str | None = None
-    multiple: int = Field(default=1, ge=1)
+    multiple: int = Field(default=1, ge=1, lt=_MOST)
     options: dict[str, Any] = Field(default_factory=dict)
 
     @field_validator("r_max")
@@ -67,12 +69,12 @@ class Allocation(_Slot):
     def _readable(cls, value: int | str | None) -> int | str | None:
         """Accept 16, '16', '4x' and nothing else."""
         if isinstance(value, str):
-            if value.isdigit():
+            if re.fullmatch(r"[0-9]{1,18}", value):
                 value = int(value)
-            elif not re.fullmatch(r"\d+(\.\d+)?x", value) or float(value[:-1]) <= 0:
-                raise ValueError(f"r_max {value!r} must be a whole number or a factor such as '4x'")
-        if isinstance(value, int) and value < 1:
-            raise ValueError(f"r_max {value} must be at least 1")
+            elif not re.fullmatch(r"[0-9]{1,18}(\.[0-9]{1,18})?x", value) or float(value[:-1]) <= 0:
+                raise ValueError(f"r_max {value[:40]!r} must be a whole number or a factor such as '4x'")
+        if isinstance(value, int) and not 1 <= value < _MOST:
+            raise ValueError(f"r_max {value} must be at least 1 and below {_MOST:,}")
         return value
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from statistics import fmean, stdev
@@ -36,6 +37,8 @@ class ComparisonRow:
         score_min: Lowest seed.
         score_max: Highest seed.
         score_std: Standard deviation over seeds; ``None`` for one seed.
+        score_low: Lower end of the 95 % interval of the mean over seeds (Student's t); ``None`` for one seed.
+        score_high: Its upper end.
         loss: Mean loss over seeds, where reported.
         perplexity: Mean perplexity over seeds, where reported.
         adapter_params: Trainable adapter parameters.
@@ -60,6 +63,8 @@ class ComparisonRow:
     score_min: float
     score_max: float
     score_std: float | None
+    score_low: float | None
+    score_high: float | None
     loss: float | None
     perplexity: float | None
     adapter_params: int | None
@@ -207,6 +212,24 @@ def bootstrap_interval(
     return float(low), float(high), min(1.0, 2 * tail / (resamples + 1))
 
 
+def seed_interval(scores: Sequence[float], level: float = LEVEL) -> tuple[float, float] | None:
+    """Return an interval for the mean over seeds: ``mean ± t s / sqrt(n)``, t from Student with n - 1 degrees.
+
+    Args:
+        scores: One score per seed.
+        level: Coverage of the interval, for scores that scatter normally.
+
+    Returns:
+        Low end and high end, which may lie outside the range that a score can have; ``None`` for one seed.
+    """
+    if len(scores) < 2:
+        return None
+    from scipy.special import stdtrit
+
+    reach = float(stdtrit(len(scores) - 1, (1 + level) / 2)) * stdev(scores) / math.sqrt(len(scores))
+    return fmean(scores) - reach, fmean(scores) + reach
+
+
 def _mean(values: Iterable[Any]) -> float | None:
     """Mean of the numbers; ``None`` unless every run has one, so that all columns speak of the same runs."""
     numbers = [finite(value) for value in values]
@@ -216,6 +239,7 @@ def _mean(values: Iterable[Any]) -> float | None:
 
 def _row(group: Group, recipe: str, members: Sequence[RunRecord], problems: Sequence[Problem]) -> ComparisonRow:
     scores = [run.score for run in members]
+    interval = seed_interval(scores)
     first = members[0]
     params = _mean(run.adapter_params for run in members)
     base = first.base_params
@@ -243,6 +267,8 @@ def _row(group: Group, recipe: str, members: Sequence[RunRecord], problems: Sequ
         score_min=min(scores),
         score_max=max(scores),
         score_std=stdev(scores) if len(scores) > 1 else None,
+        score_low=interval[0] if interval else None,
+        score_high=interval[1] if interval else None,
         loss=_mean(run.scores.get("loss") for run in members),
         perplexity=_mean(run.scores.get("perplexity") for run in members),
         adapter_params=None if params is None else round(params),

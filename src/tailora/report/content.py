@@ -97,20 +97,20 @@ def provenance(runs: Runs) -> list[tuple[str, str]]:
     values: dict[str, dict[str, None]] = {}
     for run in runs:
         for key, value in {"model": _model_name(run.model), **run.environment}.items():
-            text = _readable(value)
+            text = readable(value)
             values.setdefault(key, {}).setdefault(text if len(text) <= 600 else f"{text[:600]}…")
     return [(key, "; ".join(found)) for key, found in sorted(values.items())]
 
 
-def _readable(value: Any) -> str:
-    """Write a value of the environment as words instead of JSON."""
+def readable(value: Any) -> str:
+    """Write a value of an environment or a profile as words instead of JSON."""
     if isinstance(value, dict):
-        return ", ".join(f"{key} {_readable(inner)}" for key, inner in sorted(value.items())) or "none"
+        return ", ".join(f"{key} {readable(inner)}" for key, inner in sorted(value.items())) or "none"
     if isinstance(value, list):
-        return ", ".join(map(_readable, value)) or "none"
+        return ", ".join(map(readable, value)) or "none"
     if value is None or isinstance(value, bool):
         return {None: "none", True: "yes", False: "no"}[value]
-    return str(value)
+    return formats.number(value) if isinstance(value, float) else str(value)
 
 
 def _model_name(model: str) -> str:

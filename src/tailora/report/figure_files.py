@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from tailora.artifacts import write_text
-from tailora.errors import UserError
+from tailora.report.pages import check_figures_folder
 from tailora.report.style import Captured
 from tailora.report.tables import escape_markdown
 
@@ -25,9 +25,8 @@ def write_figures(folder: str | Path, figures: Iterable[Captured]) -> list[Path]
     Raises:
         UserError: ``folder`` is a file.
     """
+    check_figures_folder(folder)
     place = Path(folder)
-    if place.exists() and not place.is_dir():
-        raise UserError(f"figures folder {str(place)!r} is a file; give a folder")
     paths, lines = [], []
     for figure in figures:
         name = re.sub(r"[^A-Za-z0-9]+", "-", figure.name).strip("-") or "figure"

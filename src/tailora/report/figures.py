@@ -1,33 +1,20 @@
-"""Curves, scores against size, and where the parameters went, as SVG."""
+"""Curves, and scores against size with the Pareto front, as SVG."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from statistics import fmean
 from typing import TYPE_CHECKING, Any
 
-from tailora.report.grids import Column, Row, cost_by
 from tailora.report.groups import Group
 from tailora.report.pareto import pareto_front
+from tailora.report.plots import Plot, plain_numbers, title_axis
 from tailora.report.records import RunRecord, finite
-from tailora.report.style import (
-    FAINT,
-    INK,
-    MUTED,
-    ROLE_COLOURS,
-    add_legend,
-    clip_label,
-    legend_height,
-    new_axes,
-    new_figure,
-    series_style,
-    to_svg,
-)
+from tailora.report.style import MUTED, clip_label, series_style
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-_WIDTH = 380
 _BINS = 60
 FRONT = "Pareto front"
 
@@ -52,23 +39,18 @@ def curves(
     if not lines:
         return None
     styles = series_style(order or list(recipes))
-    labels = [clip_label(recipe) for recipe in lines]
-    foot = legend_height(_WIDTH, labels)
-    figure = new_figure(_WIDTH, 236 + foot)
-    axes = new_axes(figure, 46, 44 + foot, 12, 8)
-    handles = []
+    plot = Plot(list(lines), left=50)
     for recipe, found in lines.items():
         style = {**styles[recipe], "marker": ""}
         if len(found) > 1:
             for line in found:
-                axes.plot(list(line), list(line.values()), color=style["color"], linewidth=0.8, alpha=0.4)
+                plot.axes.plot(list(line), list(line.values()), color=style["color"], linewidth=0.8, alpha=0.4)
         mean = _mean_line(found)
-        handles += axes.plot(list(mean), list(mean.values()), linewidth=2, **style)
-    axes.set_xlabel("training step", color=MUTED, fontsize=11)
-    add_legend(figure, handles, labels)
+        plot.handles += plot.axes.plot(list(mean), list(mean.values()), linewidth=2, **style)
+    title_axis(plot.axes, "x", "training step")
     ends = "; ".join(f"{recipe} ends at {list(_mean_line(found).values())[-1]:.3g}" for recipe, found in lines.items())
     what = {"train": "Training", "eval": "Validation"}.get(split, split)
-    return to_svg(figure, name, f"{what} {key} against the training step: {ends}.")
+    return plot.to_svg(name, f"{what} {key} against the training step: {ends}.")
 
 
 def score_against_parameters(groups: Sequence[Group], *, name: str, order: Sequence[str] = ()) -> str | None:
@@ -92,34 +74,31 @@ def score_against_parameters(groups: Sequence[Group], *, name: str, order: Seque
         return None
     ordered = [recipe for recipe in (order or list(points)) if recipe in points]
     styles = series_style(order or ordered)
-    labels = [clip_label(recipe) for recipe in ordered]
-    foot = legend_height(_WIDTH, [*labels, FRONT])
-    figure = new_figure(_WIDTH, 236 + foot)
-    axes = new_axes(figure, 52, 44 + foot, 12, 8)
     sizes = [size for found in points.values() for size, _ in found]
+    has_front = len(sizes) > len(ordered)
+    plot = Plot([*ordered, FRONT] if has_front else ordered, left=56)
+    axes = plot.axes
     _size_axis(axes, sizes)
-    handles = []
-    for place, recipe in enumerate(ordered):
+    # Smaller adapters to the left, so that the shift never undoes a small difference in size.
+    places = sorted(ordered, key=lambda recipe: fmean(size for size, _ in points[recipe]))
+    for recipe in ordered:
         found, style = sorted(points[recipe]), styles[recipe]
         # Equal budgets give equal sizes: marks are moved sideways by a few pixels so that none hides another.
-        shift = _pixels(axes, 9 * (place - (len(ordered) - 1) / 2))
+        shift = _pixels(axes, 9 * (places.index(recipe) - (len(ordered) - 1) / 2))
         xs, ys = [size for size, _ in found], [fmean(scores) for _, scores in found]
         axes.plot(xs, ys, color=style["color"], linewidth=1, alpha=0.6, transform=shift)
         for size, scores in found:
             axes.plot([size] * 2, [min(scores), max(scores)], color=style["color"], linewidth=2, transform=shift)
             axes.plot([size] * len(scores), scores, "_", color=style["color"], markersize=7, transform=shift)
         mark = {"color": style["color"], "marker": style["marker"], "markersize": 8, "linestyle": ""}
-        handles += axes.plot(xs, ys, transform=shift, **mark)
-    front = _front(axes, groups, points) if len(sizes) > len(ordered) else []
+        plot.handles += axes.plot(xs, ys, transform=shift, **mark)
+    front = _front(axes, groups, points) if has_front else []
     # The shifted marks are outside matplotlib's own bookkeeping of the data range.
     scores = [score for found in points.values() for _, values in found for score in values]
     margin = 0.08 * (max(scores) - min(scores)) or 0.05 * (abs(scores[0]) or 1.0)
     axes.set_ylim(min(scores) - margin, max(scores) + margin)
-    axes.set_ylabel(_score_name(groups[0]), color=MUTED, fontsize=11)
-    if front:
-        handles.append(front[0])
-        labels.append(FRONT)
-    add_legend(figure, handles, labels)
+    title_axis(axes, "y", _score_name(groups[0]))
+    plot.handles += front[:1]
     best = "; ".join(
         f"{recipe} {max(points[recipe])[0]:,.0f}: {fmean(max(points[recipe])[1]):.3g}" for recipe in ordered
     )
@@ -127,103 +106,7 @@ def score_against_parameters(groups: Sequence[Group], *, name: str, order: Seque
     if front:
         told = ", ".join(f"{recipe} at {size:,.0f}" for recipe, size, _ in front[1])
         alt += f" The Pareto front is made of {told}."
-    return to_svg(figure, name, alt)
-
-
-def parameters_by_role(plans: Mapping[str, Mapping[str, Any]], *, name: str) -> str:
-    """Draw one bar per recipe, divided by the roles on which its parameters were spent.
-
-    Args:
-        plans: Recipe to plan.
-        name: Unique on the page.
-
-    Returns:
-        SVG text.
-    """
-    spent = {recipe: cost_by(plan, "role") for recipe, plan in plans.items()}
-    roles: list[Column] = [role for role in _union(spent.values()) if any(costs.get(role) for costs in spent.values())]
-    labels = [role.title for role in roles]
-    foot = legend_height(_WIDTH, labels)
-    figure = new_figure(_WIDTH, 34 * len(plans) + 40 + foot)
-    left = 20 + 6.6 * max(len(clip_label(recipe, 18)) for recipe in plans)
-    axes = new_axes(figure, left, 34 + foot, 14, 4)
-    axes.grid(axis="y", visible=False)
-    total = max(sum(costs.values()) for costs in spent.values()) or 1
-    handles: dict[Column, Any] = {}
-    for place, costs in enumerate(spent.values()):
-        start = 0
-        for role in roles:
-            width = costs.get(role, 0)
-            colour = ROLE_COLOURS.get(role.key, ROLE_COLOURS["other"])
-            # A gap of a pixel or two shows the page between neighbours, whatever its colour.
-            gap = min(width * 0.5, 1.5 * total / (_WIDTH - left))
-            bar = axes.barh(place, max(0, width - gap), left=start, height=0.68, color=colour)
-            handles.setdefault(role, bar)
-            if width / total * (_WIDTH - left - 14) > 7 * len(role.label) + 8:
-                axes.text(
-                    start + width / 2, place, role.label, color="#ffffff", fontsize=10.5, ha="center", va="center"
-                )
-            start += width
-    axes.set_yticks(range(len(plans)), [clip_label(recipe, 18) for recipe in plans])
-    axes.tick_params(axis="y", labelcolor=INK, length=0)
-    axes.set_ylim(len(plans) - 0.5, -0.5)
-    axes.set_xlim(0, total * 1.01)
-    _plain_numbers(axes, "x")
-    add_legend(figure, [handles[role] for role in roles], labels)
-    parts = "; ".join(f"{recipe}: {_shares(costs)}" for recipe, costs in spent.items())
-    return to_svg(figure, name, f"Adapter parameters by role. {parts}.")
-
-
-def parameters_by_depth(plans: Mapping[str, Mapping[str, Any]], *, name: str, order: Sequence[str] = ()) -> str:
-    """Draw the parameters spent per layer, one stepped line per recipe.
-
-    Args:
-        plans: Recipe to plan.
-        name: Unique on the page.
-        order: Every recipe of the page.
-
-    Returns:
-        SVG text.
-    """
-    spent = {recipe: cost_by(plan, "depth") for recipe, plan in plans.items()}
-    rows: list[Row] = _union(spent.values())
-    # A row outside the blocks that nobody spends on would only stretch the axis.
-    rows = [row for row in rows if row.depth is not None or any(costs.get(row) for costs in spent.values())]
-    styles = series_style(order or list(plans))
-    labels = [clip_label(recipe) for recipe in plans]
-    foot = legend_height(_WIDTH, labels)
-    figure = new_figure(_WIDTH, 236 + foot)
-    axes = new_axes(figure, 58, 46 + foot, 12, 8)
-    axes.grid(axis="x", visible=False)
-    handles = []
-    for recipe, costs in spent.items():
-        values = [costs.get(row, 0) for row in rows]
-        style = styles[recipe]
-        handles += axes.plot(
-            range(len(rows)),
-            values,
-            drawstyle="steps-mid",
-            linewidth=2,
-            color=style["color"],
-            linestyle=style["linestyle"],
-        )
-        axes.plot(range(len(rows)), values, style["marker"], color=style["color"], markersize=5)
-    every = max(1, -(-len(rows) // 12))
-    shown = [number for number, row in enumerate(rows) if row.depth is None or row.depth % every == 0]
-    axes.set_xticks(shown, [rows[number].label for number in shown])
-    axes.set_ylim(bottom=0)
-    axes.set_xlabel(depth_label(rows), color=MUTED, fontsize=11)
-    for number in range(1, len(rows)):
-        if rows[number].stack != rows[number - 1].stack:
-            axes.axvline(number - 0.5, color=FAINT, linewidth=1.5)
-    _plain_numbers(axes, "y")
-    add_legend(figure, handles, labels)
-    peaks = "; ".join(
-        f"{recipe} spends most at {max(costs, key=lambda row: costs[row]).title}"
-        for recipe, costs in spent.items()
-        if costs
-    )
-    return to_svg(figure, name, f"Adapter parameters by layer: {peaks}.")
+    return plot.to_svg(name, alt)
 
 
 def _line(run: RunRecord, split: str, key: str) -> dict[float, float]:
@@ -245,28 +128,6 @@ def _mean_line(lines: Sequence[Mapping[float, float]]) -> dict[float, float]:
     if not steps:
         return dict(lines[0])
     return {step: fmean(line[step] for line in lines) for step in steps}
-
-
-def _union(tables: Iterable[Mapping[Any, int]]) -> list[Any]:
-    """Keys of all tables, each table's own order kept."""
-    return list(dict.fromkeys(key for table in tables for key in table))
-
-
-def _shares(costs: Mapping[Column, int]) -> str:
-    total = sum(costs.values())
-    if not total:
-        return "nothing spent"
-    return ", ".join(f"{role.title} {100 * cost / total:.0f} %" for role, cost in costs.items() if cost)
-
-
-def depth_label(rows: Sequence[Row]) -> str:
-    """Return the label of a layer axis, naming the stacks in order where there are several."""
-    stacks = list(dict.fromkeys(row.stack for row in rows))
-    return (
-        "layer"
-        if len(stacks) < 2
-        else "layer of " + ", then of ".join(clip_label(stack or "the rest") for stack in stacks)
-    )
 
 
 def _front(axes: Axes, groups: Sequence[Group], points: Mapping[str, Any]) -> list[Any]:
@@ -308,22 +169,8 @@ def _size_axis(axes: Axes, sizes: Sequence[float]) -> None:
         reach = max(0.6 * (high - low), 0.05 * middle)
         axes.set_xlim(middle - reach * 1.6, middle + reach * 1.6)
         axes.locator_params(axis="x", nbins=4)
-    _plain_numbers(axes, "x")
-    axes.set_xlabel("trainable adapter parameters", color=MUTED, fontsize=11)
-
-
-def _plain_numbers(axes: Axes, which: str) -> None:
-    """Write 82.9k and 2.4M instead of an offset or an exponent."""
-    from matplotlib.ticker import FuncFormatter
-
-    def short(value: float, _: object = None) -> str:
-        for size, unit in ((1e9, "G"), (1e6, "M"), (1e3, "k")):
-            if abs(value) >= size:
-                return f"{value / size:.3g}{unit}"
-        return f"{value:g}"
-
-    axis = axes.xaxis if which == "x" else axes.yaxis
-    axis.set_major_formatter(FuncFormatter(short))
+    plain_numbers(axes, "x")
+    title_axis(axes, "x", "trainable adapter parameters")
 
 
 def _pixels(axes: Axes, shift: float) -> Any:

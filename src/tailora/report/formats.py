@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 DASH = "–"
 MINUS = "\N{MINUS SIGN}"
 
@@ -13,6 +15,11 @@ def score(value: float | None) -> str:
     size = abs(value)
     text = f"{value:.4f}" if size < 10 else f"{value:.2f}" if size < 10_000 else f"{value:.3g}"
     return text.replace("-", MINUS)
+
+
+def number(value: float) -> str:
+    """Write any number to four significant digits, ``3.136e−5`` where it is tiny or huge."""
+    return re.sub(r"e([+-])0*", r"e\1", f"{value:.4g}").replace("e+", "e").replace("-", MINUS)
 
 
 def signed(value: float | None) -> str:

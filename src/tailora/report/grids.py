@@ -85,8 +85,23 @@ class Row:
 
 
 @dataclass(frozen=True)
+class Line:
+    """One line of a grid as it is shown.
+
+    Attributes:
+        row: The row that it belongs to.
+        label: The layer's number, or the role of what lies outside the blocks.
+        places: Shown column to the place of its value in ``Grid.cells``.
+    """
+
+    row: Row
+    label: str
+    places: dict[Column, tuple[Row, Column]]
+
+
+@dataclass(frozen=True)
 class Grid:
-    """Numbers by layer and role; several targets in one place are added up.
+    """Numbers by layer and role; several targets in one place are added up or averaged.
 
     Attributes:
         columns: Roles that occur.
@@ -104,6 +119,23 @@ class Grid:
     def stacks(self) -> tuple[str, ...]:
         """Stacks in the order in which they appear."""
         return tuple(dict.fromkeys(row.stack for row in self.rows))
+
+    @property
+    def shown(self) -> tuple[Column, ...]:
+        """Columns that some layer fills; an embedding has a line of its own instead of an empty column."""
+        inside = {column for row, column in self.cells if row.depth is not None}
+        return tuple(column for column in self.columns if column in inside) or self.columns
+
+    @property
+    def lines(self) -> list[Line]:
+        """The lines in display order; a role that only occurs outside the blocks stands in the first column."""
+        found, columns = [], self.shown
+        for row in self.rows:
+            own = [column for column in self.columns if (row, column) in self.cells]
+            if shared := {column: (row, column) for column in own if column in columns}:
+                found.append(Line(row, row.label, shared))
+            found += [Line(row, column.label, {columns[0]: (row, column)}) for column in own if column not in columns]
+        return found
 
     @property
     def largest(self) -> float:
@@ -138,31 +170,34 @@ def cost_of(target: Mapping[str, Any]) -> int:
     return int(cost)
 
 
-def build_grid(targets: Iterable[Mapping[str, Any]], values: Mapping[str, float]) -> Grid:
+def build_grid(targets: Iterable[Mapping[str, Any]], values: Mapping[str, float], *, average: bool = False) -> Grid:
     """Lay out one number per target.
 
     Args:
-        targets: Targets of a plan.
+        targets: Targets of a plan or a profile.
         values: Number per target name; targets without one are left out.
+        average: Whether several targets in one place show their mean instead of their sum.
 
     Returns:
         The grid.
     """
     cells: dict[tuple[Row, Column], float] = {}
+    counts: dict[tuple[Row, Column], int] = {}
     stacks: dict[str, None] = {}
-    crowded = False
     for target in targets:
         name = str(target["name"])
         if name not in values:
             continue
         place = (row_of(target), role_of(target))
-        crowded |= place in cells
+        counts[place] = counts.get(place, 0) + 1
         cells[place] = cells.get(place, 0.0) + values[name]
         stacks.setdefault(place[0].stack)
+    if average:
+        cells = {place: value / counts[place] for place, value in cells.items()}
     order = {stack: number for number, stack in enumerate(stacks)}
     rows = sorted({row for row, _ in cells}, key=lambda row: (order[row.stack], row.depth is None, row.depth or 0))
     columns = sorted({column for _, column in cells}, key=lambda column: column.place)
-    return Grid(tuple(columns), tuple(rows), cells, crowded)
+    return Grid(tuple(columns), tuple(rows), cells, max(counts.values(), default=1) > 1)
 
 
 def rank_grid(plan: Mapping[str, Any]) -> Grid:

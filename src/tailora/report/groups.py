@@ -6,6 +6,7 @@ import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from statistics import fmean
+from typing import Protocol, TypeVar
 
 from tailora.report.records import RunRecord
 from tailora.report.settings import by_design, one_setting, unequal_settings, unequal_sizes
@@ -13,6 +14,36 @@ from tailora.report.settings import by_design, one_setting, unequal_settings, un
 DEFAULT_BASELINE = "lora"
 # Folder names that tell nothing about the model inside.
 _NO_NAMES = {"model", "models", "base", "checkpoint", "final", "weights", "hf"}
+
+
+class Placed(Protocol):
+    """Anything that belongs to one task, model and budget: a row, a pair."""
+
+    @property
+    def task(self) -> str:
+        """Name of the task."""
+        ...
+
+    @property
+    def model(self) -> str:
+        """The model as configured."""
+        ...
+
+    @property
+    def budget(self) -> str:
+        """The budget as written."""
+        ...
+
+
+_P = TypeVar("_P", bound=Placed)
+
+
+def by_place(entries: Iterable[_P]) -> dict[tuple[str, str, str], list[_P]]:
+    """Sort entries by task, model and budget, in the order in which these first occur."""
+    found: dict[tuple[str, str, str], list[_P]] = {}
+    for entry in entries:
+        found.setdefault((entry.task, entry.model, entry.budget), []).append(entry)
+    return found
 
 
 @dataclass(frozen=True)
@@ -38,9 +69,14 @@ class Group:
     notes: tuple[str, ...] = ()
 
     @property
+    def place(self) -> tuple[str, str, str]:
+        """Task, model and budget, as ``by_place`` sorts by them."""
+        return (self.task, self.model, self.budget)
+
+    @property
     def label(self) -> str:
         """Task, model and budget in words."""
-        return f"{self.task}, {short_model(self.model)}, {self.budget or 'no budget'}"
+        return place_label(*self.place)
 
     @property
     def ordered(self) -> list[str]:
@@ -51,6 +87,11 @@ class Group:
     def runs(self) -> list[RunRecord]:
         """Every run of the group."""
         return [run for runs in self.recipes.values() for run in runs]
+
+
+def place_label(task: str, model: str, budget: str) -> str:
+    """Write a task, model and budget in words."""
+    return f"{task}, {short_model(model)}, {budget or 'no budget'}"
 
 
 def short_model(model: str) -> str:

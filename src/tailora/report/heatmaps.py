@@ -18,6 +18,8 @@ _LEFT = 52
 _HEADER = 42
 _STACK_GAP = 22
 _SCALE_HEIGHT = 34
+FULL = 0.78
+"""Opacity of the deepest cell: what the page's text is still read on, black on white paper and white on black."""
 
 
 def rank_heat_map(
@@ -44,7 +46,7 @@ def rank_heat_map(
     if grid.largest > 0:
         row, column = max(grid.cells, key=lambda place: grid.cells[place])
         alt += f", the largest cell is {grid.largest:g} at {row.title}, {column.title}"
-    return _draw(
+    return draw_grid(
         grid,
         name=name,
         alt=alt + ".",
@@ -58,7 +60,12 @@ def rank_heat_map(
 
 
 def signal_heat_map(
-    plan: Mapping[str, Any], values: Mapping[str, float], *, name: str = "signal", label: str = "signal"
+    plan: Mapping[str, Any],
+    values: Mapping[str, float],
+    *,
+    name: str = "signal",
+    label: str = "signal",
+    average: bool = False,
 ) -> str:
     """Draw one signal in the layout of the rank heat map, in percent of its largest cell, colours on a log scale.
 
@@ -67,11 +74,12 @@ def signal_heat_map(
         values: Signal per target name.
         name: Unique on the page.
         label: Name of the signal, for the alt text.
+        average: Whether several targets in one place show their mean instead of their sum.
 
     Returns:
         SVG text.
     """
-    grid = build_grid(plan["targets"], values)
+    grid = build_grid(plan["targets"], values, average=average)
     positive = [value for value in grid.cells.values() if value > 0]
     top, bottom = max(positive, default=1.0), min(positive, default=1.0)
     # Three decades at most: below a thousandth of the largest cell the differences no longer matter for a rank.
@@ -85,7 +93,7 @@ def signal_heat_map(
         row, column = max(grid.cells, key=lambda place: grid.cells[place])
         alt += f"; the largest cell is {row.title}, {column.title}"
     marks = [10**-power for power in range(math.floor(span), -1, -1)] if span >= 1 else [10**-span, 1.0]
-    return _draw(
+    return draw_grid(
         grid,
         name=name,
         alt=alt + ".",
@@ -129,34 +137,24 @@ class _Layout:
 
 
 def _lay_out(grid: Grid, cell: float) -> _Layout:
-    """Place the cells; what lies outside the blocks and has a role of its own gets a row, not an empty column."""
-    inside = {column for row, column in grid.cells if row.depth is not None}
-    columns = tuple(column for column in grid.columns if column in inside) or grid.columns
+    """Place the cells."""
     spots: dict[tuple[Row, Column], tuple[int, float]] = {}
     labels: list[tuple[str, float]] = []
     headings: dict[str, float] = {}
     y = 0.0
-    for stack in grid.stacks:
-        if len(grid.stacks) > 1:
-            headings[stack] = y
+    for line in grid.lines:
+        if len(grid.stacks) > 1 and line.row.stack not in headings:
+            headings[line.row.stack] = y
             y += _STACK_GAP
-        for row in (row for row in grid.rows if row.stack == stack):
-            own = [column for column in grid.columns if (row, column) in grid.cells]
-            shared = [column for column in own if column in columns]
-            if row.depth is None and y > 0:
-                y += 6
-            if shared:
-                labels.append((row.label, y))
-                spots |= {(row, column): (columns.index(column), y) for column in shared}
-                y += cell
-            for column in (column for column in own if column not in columns):
-                labels.append((column.label, y))
-                spots[row, column] = (0, y)
-                y += cell
-    return _Layout(columns, spots, labels, headings, y)
+        elif line.row.depth is None and labels and spots and not any(row == line.row for row, _ in spots):
+            y += 6
+        labels.append((line.label, y))
+        spots |= {place: (grid.shown.index(column), y) for column, place in line.places.items()}
+        y += cell
+    return _Layout(grid.shown, spots, labels, headings, y)
 
 
-def _draw(
+def draw_grid(
     grid: Grid,
     *,
     name: str,
@@ -168,15 +166,31 @@ def _draw(
     scale: Sequence[tuple[str, float]],
     scale_title: str,
 ) -> str:
-    """Draw the cells, the headings and the colour scale in pixel coordinates, y downwards."""
+    """Draw the cells, the headings and the colour scale in pixel coordinates, y downwards.
+
+    Args:
+        grid: The numbers.
+        name: Unique on the page.
+        alt: What the map shows.
+        colour: The full colour.
+        strength: Value to a share of the full colour, 0 to 1.
+        text: Value to what stands in its cell, at most five letters.
+        tip: Value to the words shown when the pointer rests on the cell.
+        scale: Labels and shares of the swatches below.
+        scale_title: What the swatches measure.
+
+    Returns:
+        SVG text.
+    """
     from matplotlib.patches import Rectangle
 
     # Deep models get flatter rows, but never so flat that the numbers touch.
     cell = min(24.0, max(14.0, 720 / max(1, len(grid.rows))))
     layout = _lay_out(grid, cell)
     body = layout.height
-    width = max(_LEFT + _CELL_WIDTH * len(layout.columns) + 2, 250)
-    height = _HEADER + body + _SCALE_HEIGHT
+    width = max(_LEFT + _CELL_WIDTH * len(layout.columns) + 2, _scale_width(scale), 250)
+    wraps = _scale_width(scale) + 6.5 * len(scale_title) > width
+    height = _HEADER + body + _SCALE_HEIGHT + (16 if wraps else 0)
     figure = new_figure(width, height)
     axes = figure.add_axes((0, 0, 1, 1))
     axes.set_axis_off()
@@ -191,7 +205,7 @@ def _draw(
         box = (x + 1, y + 1), _CELL_WIDTH - 2, cell - 2
         gid = f"cell-{number}"
         # Colour by opacity over the page: pale is little on white paper, and dim is little on black.
-        fill = (colour, share) if share > 0 else "none"
+        fill = (colour, FULL * share) if share > 0 else "none"
         axes.add_artist(Rectangle(*box, facecolor=fill, edgecolor=FAINT, linewidth=0.8, gid=gid, clip_on=False))
         shown = text(value)
         axes.text(
@@ -205,7 +219,7 @@ def _draw(
         )
         tooltips[gid] = f"{row.title}, {column.title}: {tip(value)}"
     _headings(axes, grid, layout, cell)
-    _scale(axes, scale, scale_title, colour, _HEADER + body + 14)
+    _scale(axes, scale, scale_title, colour, _HEADER + body + 14, wraps)
     return to_svg(figure, name, alt, tooltips)
 
 
@@ -240,15 +254,20 @@ def _headings(axes: Axes, grid: Grid, layout: _Layout, cell: float) -> None:
         )
 
 
-def _scale(axes: Axes, marks: Sequence[tuple[str, float]], title: str, colour: str, top: float) -> None:
+def _scale_width(marks: Sequence[tuple[str, float]]) -> float:
+    """Return how far to the right the swatches reach."""
+    return _LEFT + sum(26 + 6.5 * len(label) for label, _ in marks)
+
+
+def _scale(axes: Axes, marks: Sequence[tuple[str, float]], title: str, colour: str, top: float, wraps: bool) -> None:
     """Draw a few swatches with their values: a colour scale that is also read without colour."""
     from matplotlib.patches import Rectangle
 
     x = float(_LEFT)
     for label, share in marks:
-        axes.add_patch(
-            Rectangle((x, top), 12, 12, facecolor=(colour, min(1.0, max(0.0, share))), edgecolor=FAINT, linewidth=0.8)
-        )
+        fill = (colour, FULL * min(1.0, max(0.0, share)))
+        axes.add_patch(Rectangle((x, top), 12, 12, facecolor=fill, edgecolor=FAINT, linewidth=0.8))
         axes.text(x + 16, top + 6, label, color=MUTED, fontsize=10.5, ha="left", va="center_baseline")
         x += 26 + 6.5 * len(label)
+    x, top = (_LEFT - 2, top + 17) if wraps else (x, top)
     axes.text(x + 2, top + 6, title, color=MUTED, fontsize=10.5, ha="left", va="center_baseline")

@@ -11,30 +11,26 @@ from tailora.errors import UserError
 from tailora.report import formats
 from tailora.report.content import Content, citations, place_of, provenance, render_markdown
 from tailora.report.figure_files import write_figures
-from tailora.report.figures import curves, parameters_by_depth, parameters_by_role, score_against_parameters
+from tailora.report.figures import curves, score_against_parameters
 from tailora.report.flips import LIMIT as FLIP_LIMIT
 from tailora.report.flips import flipped
 from tailora.report.grids import cost_of, rank_grid, role_of, row_of
-from tailora.report.groups import Group, recipe_order, short_model
+from tailora.report.groups import Group, by_place, recipe_order, short_model
 from tailora.report.heatmaps import rank_heat_map, signal_heat_map
 from tailora.report.latex import comparison_latex
-from tailora.report.rank_figures import ranks_by_depth, ranks_by_role
+from tailora.report.pages import card, check_figures_folder, column_width, page_path, render_page
 from tailora.report.records import Runs, finite
 from tailora.report.runs import load_runs
 from tailora.report.settings import watches_score
+from tailora.report.spending import parameters_by_depth, parameters_by_role, ranks_by_depth, ranks_by_role
 from tailora.report.style import capturing
-from tailora.report.tables import comparison_csv, interval_text, p_text, seeds_text
-
-CARD_PADDING = 34
-"""Pixels that a card of the style sheet adds to the width of its figure."""
+from tailora.report.tables import comparison_csv
 
 ROLE_HOW = "A bar is a recipe's adapter, divided by what the adapted matrices do."
 DEPTH_HOW = "A line follows a recipe's adapter parameters from the first layer to the last."
 
 DEPTH_RANKS_HOW = "A line follows a recipe's mean rank over a layer's candidates; not adapted counts as 0."
 ROLE_RANKS_HOW = "A mark is a recipe's mean rank over all candidates of a role; not adapted counts as 0."
-
-_TEMPLATES = Path(__file__).parent / "templates"
 
 
 def write_report(
@@ -63,14 +59,9 @@ def write_report(
         raise UserError(
             f"baseline {baseline!r} was not run in {str(path_to_runs)!r}; choose one of: {', '.join(known)}"
         )
-    page = Path(out_html) if out_html is not None else Path(path_to_runs) / "report.html"
-    if page.is_dir():
-        raise UserError(
-            f"report path {str(page)!r} is a folder; give a file name such as {str(page / 'report.html')!r}"
-        )
+    page = page_path(Path(path_to_runs), out_html)
+    check_figures_folder(figures)
     content = Content.of(runs, baseline)
-    if figures is not None and Path(figures).exists() and not Path(figures).is_dir():
-        raise UserError(f"figures folder {str(figures)!r} is a file; give a folder")
     write_text(page.parent / "comparison.csv", comparison_csv(content.rows, content.pairs))
     write_text(page.with_suffix(".md"), render_markdown(content))
     write_text(page.parent / "comparison.tex", comparison_latex(content.rows, content.pairs))
@@ -93,42 +84,17 @@ def render_html(content: Content) -> str:
     Returns:
         The whole HTML document.
     """
-    from jinja2 import Environment, FileSystemLoader, StrictUndefined
-    from markupsafe import Markup
-
     runs, groups = content.runs, content.groups
-    environment = Environment(
-        loader=FileSystemLoader(_TEMPLATES),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.filters.update(
-        score=formats.score,
-        signed=formats.signed,
-        count=formats.count,
-        share=formats.share,
-        seconds=formats.seconds,
-        megabytes=formats.megabytes,
-        rate=formats.rate,
-        interval=interval_text,
-        p_text=p_text,
-        seeds=seeds_text,
-        plural=formats.plural,
-        short_model=short_model,
-    )
     order = recipe_order(groups)
-    # Only our own SVG and style sheet are trusted; every string that comes from a run is escaped.
-    return environment.get_template("report.html.j2").render(
-        css=Markup((_TEMPLATES / "report.css").read_text(encoding="utf-8")),
+    return render_page(
+        "report.html.j2",
         title=content.title,
         summary=content.summary,
         tables=_tables(content),
         pairs=content.pairs,
-        maps=_all_maps(groups, Markup),
-        curves=[_curves(group, f"g{number}", order, Markup) for number, group in enumerate(groups)],
-        sizes=_sizes(groups, order, Markup),
+        maps=_all_maps(groups, order),
+        curves=[_curves(group, f"g{number}", order) for number, group in enumerate(groups)],
+        sizes=_sizes(groups, order),
         flip_limit=FLIP_LIMIT,
         flips=[(group, flipped(group)) for group in groups],
         plans=[entry for group in groups for entry in _plans(group)],
@@ -142,25 +108,27 @@ def render_html(content: Content) -> str:
 
 def _tables(content: Content) -> list[dict[str, Any]]:
     """Rows and pairs by group, with which optional columns have anything to show."""
-    tables = []
-    for group in content.groups:
-        key = (group.task, group.model, group.budget)
-        rows = [row for row in content.rows if (row.task, row.model, row.budget) == key]
-        pairs = [pair for pair in content.pairs if (pair.task, pair.model, pair.budget) == key]
-        perplexity = any(row.perplexity is not None for row in rows)
-        tables.append({"group": group, "rows": rows, "pairs": pairs, "perplexity": perplexity})
-    return tables
+    rows, pairs = by_place(content.rows), by_place(content.pairs)
+    return [
+        {
+            "group": group,
+            "rows": rows[group.place],
+            "pairs": pairs.get(group.place, []),
+            "perplexity": any(row.perplexity is not None for row in rows[group.place]),
+        }
+        for group in content.groups
+    ]
 
 
-def _all_maps(groups: Sequence[Group], markup: type[str]) -> list[dict[str, Any]]:
+def _all_maps(groups: Sequence[Group], order: Sequence[str]) -> list[dict[str, Any]]:
     """Heat maps of all groups; a signal that several budgets share is drawn once."""
     seen: list[dict[str, float]] = []
-    return [_maps(group, f"g{number}", seen, markup) for number, group in enumerate(groups)]
+    return [_maps(group, f"g{number}", seen, order) for number, group in enumerate(groups)]
 
 
-def _maps(group: Group, prefix: str, seen: list[dict[str, float]], markup: type[str]) -> dict[str, Any]:
+def _maps(group: Group, prefix: str, seen: list[dict[str, float]], order: Sequence[str]) -> dict[str, Any]:
     """Rank heat maps of a group on one scale, and the signals in the same layout."""
-    plans = {name: group.recipes[name][0] for name in group.ordered}
+    plans = {name: group.recipes[name][0] for name in order if name in group.recipes}
     grids = [rank_grid(run.plan) for run in plans.values()]
     largest = max(grid.largest for grid in grids)
     ranks = []
@@ -173,7 +141,7 @@ def _maps(group: Group, prefix: str, seen: list[dict[str, float]], markup: type[
             f"{formats.count(finite(run.plan.get('total_params')))} parameters on {formats.plural(adapted, 'target')}"
         )
         detail += f"; seed {run.seed}, others differ" if len(dealt) > 1 else ""
-        ranks.append({"title": name, "detail": detail, "svg": markup(svg)})
+        ranks.append(card(name, f"{detail}.", svg))
     # A recipe that needs no signal may not have measured any: take each signal from the first run that has it.
     measured: dict[str, Any] = {}
     for run in plans.values():
@@ -185,14 +153,13 @@ def _maps(group: Group, prefix: str, seen: list[dict[str, float]], markup: type[
     for number, (name, (run, values)) in enumerate(sorted(measured.items())):
         shown = name.replace("_", " ")
         svg = signal_heat_map(run.plan, values, name=f"{prefix}-signal-{number}", label=shown)
-        signals.append({"title": shown, "detail": f"measured by {run.recipe}, seed {run.seed}", "svg": markup(svg)})
+        signals.append(card(shown, f"Measured before training by {run.recipe}, seed {run.seed}.", svg))
     crowded = any(grid.crowded for grid in grids)
-    # The style sheet makes as many equal columns as fit cards of this width.
-    width = max(int(item["svg"].partition('width="')[2].partition('"')[0]) for item in ranks) + CARD_PADDING
+    width = column_width(ranks)
     return {"group": group, "ranks": ranks, "signals": signals, "crowded": crowded, "width": width}
 
 
-def _curves(group: Group, prefix: str, order: Sequence[str], markup: type[str]) -> dict[str, Any]:
+def _curves(group: Group, prefix: str, order: Sequence[str]) -> dict[str, Any]:
     """Training and validation loss, and the validation score where one was logged."""
     # Called what it is: a curve over the scored examples must not pass for an independent validation.
     on_score = any(watches_score(run) for run in group.runs)
@@ -210,52 +177,49 @@ def _curves(group: Group, prefix: str, order: Sequence[str], markup: type[str]) 
     found = []
     for split, key, title, how in wanted:
         svg = curves(
-            {name: group.recipes[name] for name in group.ordered},
+            {recipe: group.recipes[recipe] for recipe in order if recipe in group.recipes},
             split,
             key,
             name=f"{prefix}-curve-{split}-{key}",
             order=order,
         )
         if svg:
-            found.append({"title": title, "detail": how, "svg": markup(svg)})
+            found.append(card(title, how, svg))
     return {"group": group, "figures": found}
 
 
-def _sizes(groups: Sequence[Group], order: Sequence[str], markup: type[str]) -> list[dict[str, Any]]:
-    """Per task and model: score against size over all budgets, and where each budget's parameters were spent."""
+def _sizes(groups: Sequence[Group], order: Sequence[str]) -> list[dict[str, Any]]:
+    """Per task and model the score against size over all budgets, then where each budget's parameters were spent."""
     families: dict[tuple[str, str, str], list[tuple[int, Group]]] = {}
     for number, group in enumerate(groups):
         families.setdefault((group.kind, group.task, group.model), []).append((number, group))
-    entries = []
+    entries: list[dict[str, Any]] = []
     for place, ((_, task, model), members) in enumerate(families.items()):
-        figures = []
         svg = score_against_parameters([group for _, group in members], name=f"size-{place}", order=order)
-        if svg:
-            how = "A mark is a mean over seeds, its bar the range; marks of equal size stand a few pixels apart."
-            if len(members) > 1:
-                how += " Nothing left of or above the dashed line was reached." if _higher(members) else ""
-            figures.append({"title": "Score against size", "detail": how, "svg": markup(svg)})
-        for number, group in members:
-            plans = {name: group.recipes[name][0].plan for name in group.ordered}
-            at = f", {group.budget}" if len(members) > 1 else ""
-            for draw, place_of_rank, told in (
-                (ranks_by_depth, "layer", DEPTH_RANKS_HOW),
-                (ranks_by_role, "role", ROLE_RANKS_HOW),
-            ):
-                drawn = draw(plans, name=f"g{number}-mean-rank-{place_of_rank}", order=order)
-                if drawn:
-                    title = f"Mean rank by {place_of_rank}{at}"
-                    figures.append({"title": title, "detail": told, "svg": markup(drawn)})
-            by_role = parameters_by_role(plans, name=f"g{number}-role")
-            by_depth = parameters_by_depth(plans, name=f"g{number}-depth", order=order)
-            figures.append({"title": f"Parameters by role{at}", "detail": ROLE_HOW, "svg": markup(by_role)})
-            figures.append({"title": f"Parameters by layer{at}", "detail": DEPTH_HOW, "svg": markup(by_depth)})
-        entries.append({"label": f"{task}, {short_model(model)}", "figures": figures})
+        how = "A mark is a mean over seeds, its bar the range; marks of equal size stand a few pixels apart."
+        if len(members) > 1:
+            how += " The dashed line is the best mean at that size or below."
+        first = [card("Score against size", how, svg)] if svg else []
+        spent = [(group.label, _spending(group, f"g{number}", order)) for number, group in members]
+        if len(members) == 1:
+            entries.append({"label": spent[0][0], "figures": first + spent[0][1], "wide": False})
+        else:
+            over = f"{task}, {short_model(model)}, {len(members)} budgets"
+            entries += [{"label": over, "figures": first, "wide": True}] if first else []
+            entries += [{"label": label, "figures": figures, "wide": True} for label, figures in spent]
     return entries
 
 
-def _higher(members: Sequence[tuple[int, Group]]) -> bool:
-    return members[0][1].runs[0].higher_is_better
+def _spending(group: Group, prefix: str, order: Sequence[str]) -> list[dict[str, Any]]:
+    """Ranks and parameters of one budget by layer and by role."""
+    plans = {name: group.recipes[name][0].plan for name in order if name in group.recipes}
+    drawn = [
+        ("Mean rank by layer", DEPTH_RANKS_HOW, ranks_by_depth(plans, name=f"{prefix}-mean-rank-layer", order=order)),
+        ("Mean rank by role", ROLE_RANKS_HOW, ranks_by_role(plans, name=f"{prefix}-mean-rank-role", order=order)),
+        ("Parameters by layer", DEPTH_HOW, parameters_by_depth(plans, name=f"{prefix}-depth", order=order)),
+        ("Parameters by role", ROLE_HOW, parameters_by_role(plans, name=f"{prefix}-role")),
+    ]
+    return [card(title, how, svg) for title, how, svg in drawn if svg]
 
 
 def _plans(group: Group) -> list[dict[str, Any]]:

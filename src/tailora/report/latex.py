@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from tailora.report import formats
 from tailora.report.compare import ComparisonRow, PairedDifference
-from tailora.report.groups import short_model
+from tailora.report.groups import by_place, place_label
 
 _SPECIAL = {
     "\\": r"\textbackslash{}",
@@ -46,8 +46,7 @@ def comparison_latex(rows: Sequence[ComparisonRow], pairs: Sequence[PairedDiffer
     """
     found = {(pair.task, pair.model, pair.budget, pair.recipe): pair for pair in pairs}
     parts = ["% Needs \\usepackage{booktabs}, and \\usepackage[T1]{fontenc} for quotation marks.\n"] if rows else []
-    for key in dict.fromkeys((row.task, row.model, row.budget) for row in rows):
-        own = [row for row in rows if (row.task, row.model, row.budget) == key]
+    for key, own in by_place(rows).items():
         first = own[0]
         paired = any((*key, row.recipe) in found for row in own)
         better = r"$\uparrow$" if first.higher_is_better else r"$\downarrow$"
@@ -64,7 +63,7 @@ def comparison_latex(rows: Sequence[ComparisonRow], pairs: Sequence[PairedDiffer
 
 def _caption(rows: Sequence[ComparisonRow]) -> str:
     first = rows[0]
-    text = f"{first.task}, {short_model(first.model)}, {first.budget or 'no budget'}: mean over seeds"
+    text = f"{place_label(first.task, first.model, first.budget)}: mean over seeds"
     text += " ± standard deviation" if any(row.score_std is not None for row in rows) else ""
     baseline = next((row.recipe for row in rows if row.baseline), "")
     return escape_latex(f"{text}; baseline {baseline}." if baseline else f"{text}.")

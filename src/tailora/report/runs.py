@@ -10,6 +10,7 @@ from typing import Any
 
 from tailora.artifacts import read_json
 from tailora.errors import UserError
+from tailora.report.liveness import worker
 from tailora.report.records import Problem, RunRecord, Runs, finite
 
 __all__ = ["MAX_DEPTH", "Problem", "RunRecord", "Runs", "load_runs"]
@@ -85,8 +86,14 @@ def _load_one(folder: Path, problems: list[Problem]) -> RunRecord | None:
     """Read one folder; problems are appended and ``None`` returned when it cannot be used."""
     status, config = _quiet_object(folder / "status.json"), _quiet_object(folder / "config.json")
     known = {"path": folder, "hash": str(status.get("hash") or ""), "config": config}
-    state = str(status.get("status") or "unfinished")
+    state = str(status.get("status") or "")
+    if not state and (who := worker(folder)):
+        problems.append(
+            Problem(reason=f"still at work ({who}); report again when it is done", status="running", **known)
+        )
+        return None
     if state != "done":
+        state = state or "unfinished"
         problems.append(Problem(reason=_unfinished_reason(folder, state, status), status=state, **known))
         return None
     try:
@@ -110,7 +117,7 @@ def _unfinished_reason(folder: Path, state: str, status: Mapping[str, Any]) -> s
     if status.get("error"):
         return f"{state}: {status['error']}"
     if not (folder / "status.json").is_file():
-        return "no status.json: the run was cut off or is still going"
+        return "no status.json: the run was cut off; run the same command again to continue it"
     if state == "unfinished":
         return "status.json cannot be read or names no status"
     return f"status is {state!r}, not 'done'"

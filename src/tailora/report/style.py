@@ -24,26 +24,28 @@ _OPACITY = {INK: None, MUTED: "0.7", FAINT: "0.22"}
 BLUE = "#2b7fb3"
 ORANGE = "#b9661a"
 # Mid-tones after Okabe and Ito: each has at least 3:1 against white and against near-black.
-SERIES = ("#6f7a85", "#2b7fb3", "#cf5c12", "#0f9470", "#b8609b", "#8f7a10", "#7c6fd6", "#a8483c")
-DASHES = ("-", "-", "--", "-.", ":", (0, (5, 1, 1, 1, 1, 1)), (0, (7, 2)), (0, (2, 1)))
+SERIES = ("#6f7a85", "#2b7fb3", "#cf5c12", "#0f9470", "#b8609b", "#8f7a10", "#7c6fd6", "#b84f42")
+# The second lets the first, which is often the baseline, be seen below it where both are equal.
+DASHES = ("-", (0, (7, 2)), (0, (3.5, 1.5)), "-.", ":", (0, (5, 1, 1, 1, 1, 1)), (0, (9, 4)), (0, (2, 1)))
 MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*")
+# Equally light, so that white words on them have 4.5:1 and they themselves 3:1 against both papers.
 ROLE_COLOURS = {
-    "attention.query": "#2b7fb3",
-    "attention.key": "#5a93c7",
-    "attention.value": "#245f96",
-    "attention.qkv": "#2b7fb3",
-    "attention.output": "#4a74b8",
-    "cross.query": "#0f9470",
-    "cross.key": "#3f9d84",
-    "cross.value": "#0b7d68",
-    "cross.qkv": "#0f9470",
-    "cross.output": "#2d8a5c",
-    "ffn.gate": "#b8609b",
-    "ffn.up": "#cf5c12",
-    "ffn.down": "#a8700f",
-    "embedding": "#7c6fd6",
-    "head": "#a8483c",
-    "other": "#6f7a85",
+    "attention.query": "#2877a7",
+    "attention.key": "#4770b4",
+    "attention.value": "#117b8a",
+    "attention.qkv": "#2877a7",
+    "attention.output": "#6864c7",
+    "cross.query": "#0d7f60",
+    "cross.key": "#327c69",
+    "cross.value": "#4a7c2a",
+    "cross.qkv": "#0d7f60",
+    "cross.output": "#297f54",
+    "ffn.gate": "#ae4d8e",
+    "ffn.up": "#b75210",
+    "ffn.down": "#98650e",
+    "embedding": "#8959bf",
+    "head": "#b84f42",
+    "other": "#67717c",
 }
 
 _SVG = "http://www.w3.org/2000/svg"

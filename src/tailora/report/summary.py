@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from tailora.report import formats
 from tailora.report.compare import PairedDifference
-from tailora.report.groups import Group, short_model
+from tailora.report.groups import Group, by_place, short_model
 from tailora.report.records import Problem
 
 _DETAILED_GROUPS = 3
@@ -30,8 +30,9 @@ def summarise(groups: Sequence[Group], pairs: Sequence[PairedDifference], proble
         ]
     sentences = [_count(groups, left_out)]
     if len(groups) <= _DETAILED_GROUPS:
+        own = by_place(pairs)
         for group in groups:
-            sentences += _group(group, _of(group, pairs))
+            sentences += _group(group, own.get(group.place, []))
     else:
         sentences += _overview(groups, pairs)
     tested = sum(pair.difference is not None for pair in pairs)
@@ -131,11 +132,6 @@ def _overview(groups: Sequence[Group], pairs: Sequence[PairedDifference]) -> lis
             "correcting for their number."
         )
     return sentences
-
-
-def _of(group: Group, pairs: Sequence[PairedDifference]) -> list[PairedDifference]:
-    key = (group.task, group.model, group.budget)
-    return [pair for pair in pairs if (pair.task, pair.model, pair.budget) == key]
 
 
 def _mean(group: Group, recipe: str) -> float:

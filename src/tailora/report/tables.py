@@ -10,7 +10,7 @@ from dataclasses import asdict, fields
 
 from tailora.report import formats
 from tailora.report.compare import ComparisonRow, PairedDifference
-from tailora.report.groups import short_model
+from tailora.report.groups import by_place, place_label
 
 # An underscore inside a word means nothing to Markdown, and names are full of them.
 _SPECIAL = re.compile(r"([\\`*{}\[\]<>|#]|(?<!\w)_|_(?!\w))")
@@ -46,14 +46,14 @@ def comparison_markdown(rows: Sequence[ComparisonRow]) -> str:
         Markdown text.
     """
     parts = []
-    for key in dict.fromkeys((row.task, row.model, row.budget) for row in rows):
-        own = [row for row in rows if (row.task, row.model, row.budget) == key]
+    for key, own in by_place(rows).items():
         perplexity = any(row.perplexity is not None for row in own)
         better = "higher" if own[0].higher_is_better else "lower"
-        label = f"{key[0]}, {short_model(key[1])}, {key[2]}: {own[0].primary} ({better} is better)"
+        label = f"{place_label(*key)}: {own[0].primary} ({better} is better)"
         head = [
             "recipe",
             own[0].primary,
+            "95 % interval",
             "seeds",
             "loss",
             *(["perplexity"] if perplexity else []),
@@ -66,6 +66,7 @@ def comparison_markdown(rows: Sequence[ComparisonRow]) -> str:
                 f"**{formats.with_spread(row.score, row.score_std)}**"
                 if row.best
                 else formats.with_spread(row.score, row.score_std),
+                range_text(row.score_low, row.score_high),
                 seeds_text(row),
                 formats.score(row.loss),
                 *([formats.score(row.perplexity)] if perplexity else []),
@@ -103,7 +104,7 @@ def paired_markdown(pairs: Sequence[PairedDifference]) -> str:
     head += ["examples", "verdict"]
     body = [
         [
-            escape_markdown(f"{pair.task}, {short_model(pair.model)}, {pair.budget}"),
+            escape_markdown(place_label(pair.task, pair.model, pair.budget)),
             escape_markdown(pair.recipe),
             escape_markdown(pair.baseline),
             pair.quantity,
@@ -117,6 +118,11 @@ def paired_markdown(pairs: Sequence[PairedDifference]) -> str:
         for pair in pairs
     ]
     return markdown_table(head, body, left=4)
+
+
+def range_text(low: float | None, high: float | None) -> str:
+    """Write two scores as ``0.7100 to 0.7300``."""
+    return formats.DASH if low is None else f"{formats.score(low)} to {formats.score(high)}"
 
 
 def interval_text(pair: PairedDifference) -> str:

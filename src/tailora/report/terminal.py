@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any, TypeVar
 
 from rich import box
 from rich.columns import Columns
@@ -14,11 +14,13 @@ from rich.table import Table
 from rich.text import Text
 
 from tailora.report import formats
-from tailora.report.compare import compare_runs, paired_differences
-from tailora.report.grids import Column, Grid, Row, rank_grid
-from tailora.report.groups import group_runs, short_model
+from tailora.report.compare import ComparisonRow, PairedDifference, compare_runs, paired_differences
+from tailora.report.grids import Column, Grid, Line, rank_grid
+from tailora.report.groups import by_place, group_runs, place_label
 from tailora.report.records import RunRecord
 from tailora.report.tables import interval_text, p_text, seeds_text
+
+_P = TypeVar("_P", ComparisonRow, PairedDifference)
 
 # Background and foreground per step of rank, from the xterm palette: dark to bright blue, readable on both.
 _STEPS = ((17, 231), (18, 231), (24, 231), (31, 231), (38, 16), (80, 16), (159, 16))
@@ -34,36 +36,35 @@ def comparison_table(runs: Iterable[RunRecord], baseline: str | None = None) -> 
     Returns:
         One table per task, model and budget.
     """
-    rows = compare_runs(runs, baseline)
-    parts: list[RenderableType] = []
-    for key in dict.fromkeys((row.task, row.model, row.budget) for row in rows):
-        own = [row for row in rows if (row.task, row.model, row.budget) == key]
-        first = own[0]
-        perplexity = all(row.perplexity is not None for row in own)
-        table = _table(f"{key[0]}, {short_model(key[1])}, {key[2]}")
-        table.add_column("recipe", overflow="fold", min_width=8)
-        table.add_column(f"{first.primary} {'↑' if first.higher_is_better else '↓'}", justify="right", no_wrap=True)
-        for name in ("seeds", "perplexity" if perplexity else "loss", "adapter", "of base", "training", "memory"):
-            table.add_column(name, justify="right", no_wrap=True)
-        for row in own:
-            table.add_row(
-                Text(row.recipe + (" *" if row.baseline else ""), style="bold" if row.best else ""),
-                Text(formats.with_spread(row.score, row.score_std), style="bold" if row.best else ""),
-                seeds_text(row).replace(" of ", "/"),
-                formats.score(row.perplexity if perplexity else row.loss),
-                formats.count(row.adapter_params),
-                formats.share(row.base_share),
-                formats.seconds(row.train_s),
-                formats.megabytes(row.peak_memory_mb),
-            )
-        heads = {row.head_params for row in own} - {None, 0}
-        if heads:
-            told = formats.series([formats.count(number) for number in sorted(number for number in heads if number)])
-            table.caption = f"* baseline; ± over seeds; the task head trains {told} parameters more"
-        else:
-            table.caption = "* baseline; ± over seeds"
-        parts.append(table)
-    return Stacked(*parts) if parts else Text("no finished run")
+    return _stacked(compare_runs(runs, baseline), _comparison, "no finished run")
+
+
+def _comparison(label: str, rows: Sequence[ComparisonRow]) -> Table:
+    """One comparison table."""
+    first = rows[0]
+    perplexity = all(row.perplexity is not None for row in rows)
+    table = _table(label)
+    table.add_column("recipe", overflow="fold", min_width=8)
+    table.add_column(f"{first.primary} {'↑' if first.higher_is_better else '↓'}", justify="right", no_wrap=True)
+    for name in ("seeds", "perplexity" if perplexity else "loss", "adapter", "of base", "training", "memory"):
+        table.add_column(name, justify="right", no_wrap=True)
+    for row in rows:
+        table.add_row(
+            Text(row.recipe + (" *" if row.baseline else ""), style="bold" if row.best else ""),
+            Text(formats.with_spread(row.score, row.score_std), style="bold" if row.best else ""),
+            seeds_text(row).replace(" of ", "/"),
+            formats.score(row.perplexity if perplexity else row.loss),
+            formats.count(row.adapter_params),
+            formats.share(row.base_share),
+            formats.seconds(row.train_s),
+            formats.megabytes(row.peak_memory_mb),
+        )
+    table.caption = "* baseline; ± s.d. over seeds"
+    heads = sorted({row.head_params for row in rows if row.head_params})
+    if heads:
+        told = formats.series([formats.count(number) for number in heads])
+        table.caption += f"; the task head trains {told} parameters more"
+    return table
 
 
 def paired_table(runs: Iterable[RunRecord], baseline: str | None = None) -> RenderableType:
@@ -76,28 +77,29 @@ def paired_table(runs: Iterable[RunRecord], baseline: str | None = None) -> Rend
     Returns:
         One table per task, model and budget.
     """
-    pairs = paired_differences(runs, baseline)
-    parts: list[RenderableType] = []
-    for key in dict.fromkeys((pair.task, pair.model, pair.budget) for pair in pairs):
-        own = [pair for pair in pairs if (pair.task, pair.model, pair.budget) == key]
-        table = _table(f"Paired difference to {own[0].baseline}: {key[0]}, {short_model(key[1])}, {key[2]}")
-        table.add_column("recipe", overflow="fold", min_width=8)
-        table.add_column(own[0].quantity, justify="right", no_wrap=True)
-        table.add_column("95 % interval", justify="right", no_wrap=True)
-        table.add_column("p (Holm)", justify="right", no_wrap=True)
-        table.add_column("verdict", overflow="fold")
-        for pair in own:
-            table.add_row(
-                Text(pair.recipe),
-                formats.signed(pair.difference),
-                interval_text(pair),
-                p_text(pair.p_holm),
-                Text(pair.verdict),
-            )
-        seeds, examples = formats.plural(len(own[0].seeds), "seed"), formats.plural(own[0].examples, "example")
-        table.caption = f"{seeds}, {examples}"
-        parts.append(table)
-    return Stacked(*parts) if parts else Text("nothing to compare: there is only one recipe")
+    return _stacked(paired_differences(runs, baseline), _paired, "nothing to compare: there is only one recipe")
+
+
+def _paired(label: str, pairs: Sequence[PairedDifference]) -> Table:
+    """One table of paired differences."""
+    table = _table(f"Paired difference to {pairs[0].baseline}: {label}")
+    table.add_column("recipe", overflow="fold", min_width=8)
+    table.add_column(pairs[0].quantity, justify="right", no_wrap=True)
+    table.add_column("95 % interval", justify="right", no_wrap=True)
+    table.add_column("p (Holm)", justify="right", no_wrap=True)
+    table.add_column("verdict", overflow="fold")
+    for pair in pairs:
+        cells = formats.signed(pair.difference), interval_text(pair), p_text(pair.p_holm)
+        table.add_row(Text(pair.recipe), *cells, Text(pair.verdict))
+    seeds, examples = formats.plural(len(pairs[0].seeds), "seed"), formats.plural(pairs[0].examples, "example")
+    table.caption = f"{seeds}, {examples}"
+    return table
+
+
+def _stacked(entries: Iterable[_P], build: Callable[[str, Sequence[_P]], Table], nothing: str) -> RenderableType:
+    """One table per task, model and budget, or the sentence that says why there is none."""
+    parts = [build(place_label(*place), own) for place, own in by_place(entries).items()]
+    return Stacked(*parts) if parts else Text(nothing)
 
 
 def rank_map(
@@ -121,7 +123,7 @@ def rank_map(
     table.caption = "sums of ranks; · not adapted" if grid.crowded else "ranks; · not adapted"
     table.add_column("layer", justify="right", style="dim", no_wrap=True)
     headed: set[str] = set()
-    for column in grid.columns:
+    for column in grid.shown:
         heading = {"cross-attention": "cross", "feed-forward": "ffn", "attention": "attn", "other": ""}[column.heading]
         first = heading if column.heading not in headed else ""
         headed.add(column.heading)
@@ -129,10 +131,10 @@ def rank_map(
     for place, stack in enumerate(grid.stacks):
         if len(grid.stacks) > 1:
             table.add_row(Text(stack or "other", style="bold"), end_section=False)
-        rows = [row for row in grid.rows if row.stack == stack]
-        for row in rows:
-            last = row == rows[-1] and place < len(grid.stacks) - 1
-            table.add_row(row.label, *_cells(grid, row, largest), end_section=last)
+        lines = [line for line in grid.lines if line.row.stack == stack]
+        for line in lines:
+            last = line is lines[-1] and place < len(grid.stacks) - 1
+            table.add_row(line.label, *_cells(grid, line, largest), end_section=last)
     return table
 
 
@@ -188,11 +190,11 @@ def _short(column: Column) -> str:
     return {"output": "out", "value": "val", "query": "query"}.get(column.label, column.label)[:6]
 
 
-def _cells(grid: Grid, row: Row, largest: float | None) -> list[Text]:
+def _cells(grid: Grid, line: Line, largest: float | None) -> list[Text]:
     top = max(largest or grid.largest, 1.0)
     cells = []
-    for column in grid.columns:
-        value = grid.cells.get((row, column))
+    for column in grid.shown:
+        value = grid.cells[line.places[column]] if column in line.places else None
         if not value:
             cells.append(Text("" if value is None else "·".center(4), style="dim"))
             continue

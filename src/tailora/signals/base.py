@@ -1,31 +1,104 @@
-"""What a signal is: a statistic of per-example gradients, streamed batch by batch."""
+"""What a signal is, and what it is read from: statistics that are summed batch by batch."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import Protocol
+import abc
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, ClassVar, Literal
 
 import numpy as np
-from torch import Tensor
+from torch import Tensor, nn
 
+from tailora.signals.observations import Observation
 from tailora.targets import Target
 
+Source = Literal["gradients", "inputs"]
 
-class Accumulator(Protocol):
-    """Collects one signal over the calibration batches."""
 
-    def update(self, index: int, chunk: Tensor) -> None:
-        """Take in some examples' gradients of target ``index``, ``[m, experts, out, in]``."""
-        ...
+@dataclass(frozen=True)
+class Context:
+    """What statistics and signals may look at.
 
-    def end_batch(self, examples: int) -> None:
+    Attributes:
+        model: The model, in the state of the pass; weights may be read, nothing may be changed.
+        targets: What is measured.
+        seed: For whatever is drawn at random; each draw makes its own generator from it.
+        options: Further options, such as ``sketch``, the width of random sketches.
+        cache: What several signals compute alike.
+    """
+
+    model: nn.Module
+    targets: Sequence[Target]
+    seed: int = 0
+    options: Mapping[str, Any] = field(default_factory=dict)
+    cache: dict[str, Any] = field(default_factory=dict)
+
+
+class Statistic(abc.ABC):
+    """Sums over the calibration examples, from which signals are read.
+
+    Everything in ``state`` is a sum over examples, so the statistics of two processes, of two data sets or of two
+    sittings are added by adding their states.
+
+    Attributes:
+        source: ``gradients`` (inputs and the loss's gradients) or ``inputs`` (a forward pass is enough).
+    """
+
+    source: ClassVar[Source]
+
+    def __init__(self, context: Context) -> None:
+        """Start at zero."""
+        self.context = context
+
+    @abc.abstractmethod
+    def update(self, index: int, seen: Observation) -> None:
+        """Take in what target ``index`` saw of some examples, each example once."""
+
+    def end_batch(self, examples: int) -> None:  # noqa: B027 - most have nothing to close
         """Close a batch in which ``examples`` examples counted."""
-        ...
 
-    def result(self) -> np.ndarray:
-        """Return the signal, first axis in target order."""
-        ...
+    @abc.abstractmethod
+    def state(self) -> dict[str, Tensor]:
+        """Return the sums by name; the names do not depend on the data."""
+
+    @abc.abstractmethod
+    def load(self, state: Mapping[str, Tensor]) -> None:
+        """Take sums that ``state`` returned, or the sum of several such."""
+
+
+Statistics = Mapping[type[Statistic], Statistic]
+
+
+def sums_of(statistics: Statistics) -> dict[str, Tensor]:
+    """Return all sums by the statistic's and their own name.
+
+    Args:
+        statistics: The statistics of a pass.
+
+    Returns:
+        ``Statistic/name`` to contiguous tensors on the host.
+    """
+    return {
+        f"{kind.__name__}/{name}": tensor.detach().cpu().contiguous()
+        for kind, statistic in statistics.items()
+        for name, tensor in statistic.state().items()
+    }
+
+
+def load_sums(statistics: Statistics, sums: Mapping[str, Tensor]) -> None:
+    """Give statistics the sums that ``sums_of`` returned.
+
+    Args:
+        statistics: Statistics of the same kinds and targets; changed.
+        sums: The sums.
+
+    Raises:
+        KeyError: A sum is missing.
+    """
+    for kind, statistic in statistics.items():
+        prefix = f"{kind.__name__}/"
+        statistic.load({n.removeprefix(prefix): tensor for n, tensor in sums.items() if n.startswith(prefix)})
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,11 +106,17 @@ class Signal:
     """A registered signal.
 
     Attributes:
-        start: Makes an accumulator for a list of targets and a seed.
+        read: Makes the array, first axis in target order, from the context and the statistics in ``needs``.
+        needs: The statistics it is read from; empty for signals of the weights alone.
         unit: What one value is measured in.
         shape: Shape of the result, in words.
+        states: Whether it needs the hidden states of every block.
+        weights: Whether it reads the model's weights.
     """
 
-    start: Callable[[Sequence[Target], int], Accumulator]
+    read: Callable[[Context, Any], np.ndarray]
+    needs: tuple[type[Statistic], ...]
     unit: str
     shape: str
+    states: bool = False
+    weights: bool = False

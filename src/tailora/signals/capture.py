@@ -1,9 +1,8 @@
-"""Take per-example gradients of a frozen model: whole batches where that is exact, one example at a time else."""
+"""Hooks that see a frozen model's linear layers at work: their inputs and the gradients at their outputs."""
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -11,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from tailora.errors import ProfileError
-from tailora.signals.gradients import ExampleGradients, accumulator_dtype
+from tailora.signals.observations import Observation, wide
 from tailora.targets import Target
 
 
@@ -34,14 +33,23 @@ class Recorder:
 
     Attributes:
         targets: What is recorded.
+        gradients: Whether output gradients are wanted; without them a forward pass alone is recorded.
         clone: Whether inputs are copied when recorded.
-        calls: Per target, the calls of the current forward pass.
+        sink: Given a target's index and its calls as soon as all their gradients are there, so that nothing is held
+            until the end of the backward pass; ``None`` keeps everything until ``clear``.
+        calls: Per target, the calls of the current pass that wait.
     """
 
     model: nn.Module
     targets: Sequence[Target]
+    gradients: bool = True
     clone: bool = False
+    sink: Callable[[int, list[Call]], None] | None = None
     calls: list[list[Call]] = field(default_factory=list)
+    backward: bool = False
+    _expected: list[int] = field(default_factory=list)
+    _received: list[int] = field(default_factory=list)
+    _unrecorded: list[int] = field(default_factory=list)
     _handles: list[Any] = field(default_factory=list)
     _spark: Tensor | None = None
 
@@ -49,11 +57,11 @@ class Recorder:
         """Register the hooks."""
         modules = dict(self.model.named_modules())
         self.calls = [[] for _ in self.targets]
+        self.clear()
         for index, target in enumerate(self.targets):
-            if target.kind not in ("linear", "conv1d"):
-                continue
-            hook = self._make_hook(index)
-            self._handles.append(modules[target.name].register_forward_hook(hook, with_kwargs=True))
+            if target.kind in ("linear", "conv1d"):
+                hook = self._make_hook(index)
+                self._handles.append(modules[target.name].register_forward_hook(hook, with_kwargs=True))
 
     def stop(self) -> None:
         """Remove the hooks and forget what was recorded."""
@@ -61,34 +69,57 @@ class Recorder:
             handle.remove()
         self._handles.clear()
         self.calls = []
+        self.sink = self._spark = None
 
     def clear(self) -> None:
         """Forget the calls of the last pass."""
         for calls in self.calls:
             calls.clear()
+        self.backward = False
+        self._expected, self._received, self._unrecorded = ([0] * len(self.targets) for _ in range(3))
 
     def _make_hook(self, index: int) -> Any:
         """Return the forward hook of one target."""
 
         def hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Tensor) -> Tensor:
             given = args[0] if args else next(value for value in kwargs.values() if isinstance(value, Tensor))
-            inputs = given.detach().clone() if self.clone else given.detach()
+            if not self.gradients:
+                self._record(index, given)
+                return output
             if not torch.is_grad_enabled():
+                # Reentrant checkpointing runs the forward pass without a graph and again, with one, in the backward.
+                self._expected[index] += 1
+                self._unrecorded[index] += 1
                 return output
             if not output.requires_grad:
                 # A frozen model has no graph: add a zero that needs a gradient.  An addition, not requires_grad_ on
                 # the output itself, because models may change a layer's output in place and a leaf forbids that.
                 output = output + self._zero(output)
-            call = Call(inputs, inputs._version)
-            self.calls[index].append(call)
+            if not self.backward:
+                self._expected[index] += 1
+            elif self._unrecorded[index]:
+                self._unrecorded[index] -= 1
+            else:
+                return output  # the other form of checkpointing repeats a call whose gradient the first one gets
+            call = self._record(index, given)
 
             def keep(gradient: Tensor) -> None:
                 call.output_gradient = gradient.detach()
+                self._received[index] += 1
+                if self.sink is not None and self._received[index] == self._expected[index]:
+                    calls, self.calls[index] = self.calls[index], []
+                    self.sink(index, calls)
 
             output.register_hook(keep)
             return output
 
         return hook
+
+    def _record(self, index: int, given: Tensor) -> Call:
+        inputs = given.detach().clone() if self.clone else given.detach()
+        call = Call(inputs, inputs._version)
+        self.calls[index].append(call)
+        return call
 
     def _zero(self, like: Tensor) -> Tensor:
         """Return a zero of the output's dtype and device that requires a gradient."""
@@ -97,52 +128,53 @@ class Recorder:
         return self._spark
 
 
-def is_batched(calls: Sequence[Call], examples: int) -> bool:
-    """Tell whether the rows of every call are the batch's examples.
+def is_batched(calls: Sequence[Call], rows: int) -> bool:
+    """Tell whether the rows of every call are the batch's rows.
 
     Args:
         calls: The calls of one module in one pass.
-        examples: Number of examples.
+        rows: Number of rows in the batch.
 
     Returns:
-        Whether all inputs and output gradients are ``[examples, ..., width]`` with the same middle; false for
+        Whether all inputs and output gradients are ``[rows, ..., width]`` with the same middle; false for
         flattened, shared or regrouped inputs, which need one example at a time.
     """
     return all(
         call.inputs.ndim >= 2
-        and call.inputs.shape[0] == examples
+        and call.inputs.shape[0] == rows
         and (call.output_gradient is None or call.output_gradient.shape[:-1] == call.inputs.shape[:-1])
         for call in calls
     )
 
 
-def gradients_of(calls: Sequence[Call], examples: int) -> ExampleGradients | None:
-    """Join the calls of one module in one pass into per-example factors.
+def observe(calls: Sequence[Call], examples: int, *, gradients: bool = True) -> Observation | None:
+    """Join the calls of one module in one pass.
 
     A module used several times in one pass (shared layers) has one gradient per example, the *sum* over its calls, so
-    the calls are joined along the positions before anything is squared.
+    the calls are joined along the positions before anything is squared.  Rows that make one example stand together and
+    are joined in the same way.
 
     Args:
         calls: The calls; with one example any shape will do, else ``is_batched`` must hold.
         examples: Number of examples.
+        gradients: Whether calls without a gradient are left out; else they are all taken, for their inputs.
 
     Returns:
-        The factors, or ``None`` where the loss does not reach the module.
+        What was seen, or ``None`` where the loss does not reach the module.
 
     Raises:
         InputsModified: An input was changed in place after the call.
     """
-    inputs, gradients = [], []
-    for call in calls:
-        if call.output_gradient is None:
-            continue
-        if call.inputs._version != call.version:
-            raise InputsModified
-        inputs.append(call.inputs.reshape(examples, -1, call.inputs.shape[-1]))
-        gradients.append(call.output_gradient.reshape(examples, -1, call.output_gradient.shape[-1]))
-    if not inputs:
+    taken = [call for call in calls if call.output_gradient is not None or not gradients]
+    if not taken:
         return None
-    return ExampleGradients(torch.cat(inputs, dim=1), torch.cat(gradients, dim=1))
+    if any(call.inputs._version != call.version for call in taken):
+        raise InputsModified
+    inputs = [call.inputs.reshape(examples, -1, call.inputs.shape[-1]) for call in taken]
+    if not gradients:
+        return Observation(_joined(inputs))
+    found = [call.output_gradient for call in taken if call.output_gradient is not None]
+    return Observation(_joined(inputs), _joined([g.reshape(examples, -1, g.shape[-1]) for g in found]))
 
 
 def direct_parameters(model: nn.Module, targets: Sequence[Target]) -> dict[int, nn.Parameter]:
@@ -180,7 +212,7 @@ def as_matrices(target: Target, gradient: Tensor) -> Tensor:
     Returns:
         The gradient in float32 or float64, in the target's orientation.
     """
-    matrices = gradient.detach().to(accumulator_dtype(gradient.dtype))
+    matrices = wide(gradient.detach())
     if matrices.ndim == 2:
         return matrices[None, None]
     if tuple(matrices.shape[1:]) != target.shape:
@@ -188,43 +220,5 @@ def as_matrices(target: Target, gradient: Tensor) -> Tensor:
     return matrices[None]
 
 
-@contextlib.contextmanager
-def undisturbed(model: nn.Module, direct: Mapping[int, nn.Parameter]) -> Iterator[None]:
-    """Freeze and quieten a model, and give everything back as it was, whatever happens.
-
-    Evaluation mode (no dropout), no parameter requires a gradient but ``direct`` ones, no key-value cache; training
-    flags, ``requires_grad``, ``.grad`` and the random state return afterwards.
-
-    Args:
-        model: The model.
-        direct: Parameters whose own gradient is wanted.
-
-    Yields:
-        Nothing.
-    """
-    training = {module: module.training for module in model.modules()}
-    required = {parameter: parameter.requires_grad for parameter in model.parameters()}
-    gradients = {parameter: parameter.grad for parameter in direct.values()}
-    found = [getattr(module, "config", None) for module in model.modules()]
-    configs: dict[int, Any] = {id(config): config for config in found if getattr(config, "use_cache", None)}
-    devices = sorted({p.device for p in required if p.device.type == "cuda"}, key=str)
-    with torch.random.fork_rng(devices=devices):
-        try:
-            model.eval()
-            for parameter in required:
-                parameter.requires_grad_(False)
-            for parameter in direct.values():
-                parameter.requires_grad_(True)
-                parameter.grad = None
-            for config in configs.values():
-                config.use_cache = False
-            yield
-        finally:
-            for module, flag in training.items():
-                module.training = flag
-            for parameter, flag in required.items():
-                parameter.requires_grad_(flag)
-            for parameter, gradient in gradients.items():
-                parameter.grad = gradient
-            for config in configs.values():
-                config.use_cache = True
+def _joined(parts: list[Tensor]) -> Tensor:
+    return parts[0] if len(parts) == 1 else torch.cat(parts, dim=1)

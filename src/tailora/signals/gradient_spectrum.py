@@ -2,48 +2,98 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from tailora.targets import Target
+from tailora.signals.base import Context
+from tailora.signals.statistics.mean_gradient import MeanGradient
 
 MAX_VALUES = 256
 """Leading singular values kept per target: more ranks than any plan spends on one matrix."""
 
 
-class GradientSpectrum:
-    """Leading singular values of ``1/N sum_n G_n`` per target, in descending order.
+def gradient_spectrum(context: Context, statistics: Any) -> np.ndarray:
+    """Return the leading singular values of ``1/N sum_n G_n`` per target, in descending order.
 
     By Eckart and Young (1936) the k largest squared values are what a rank-k step can capture of a full gradient step.
-    For stacked experts, whose LoRA has one rank for all, the k-th value is ``sqrt(sum_e sigma_ek^2)``.  Unit: nats.
+    For stacked experts, whose LoRA has one rank for all, the k-th value is ``sqrt(sum_e sigma_ek^2)``.  Of a sketched
+    matrix the first half of the sketch's width is returned.  Unit: nats.
+
+    Args:
+        context: The targets.
+        statistics: With ``MeanGradient``.
+
+    Returns:
+        float64 ``[n_targets, k]``, padded with zeros beyond what is known of a matrix.
     """
+    gradient = statistics[MeanGradient]
+    spectra = _empty(context)
+    for index, _ in enumerate(context.targets):
+        if gradient.sketched(index):
+            found = gradient.approximate(index)
+            if found is not None:
+                _fill(spectra, index, found[1][: gradient.width // 2])
+        elif (mean := gradient.mean(index)) is not None:
+            _fill(spectra, index, torch.linalg.svdvals(mean).double().square().sum(dim=0).sqrt())
+    return spectra
 
-    def __init__(self, targets: Sequence[Target], seed: int = 0) -> None:
-        """Start at zero; ``seed`` is not used."""
-        self._width = min(MAX_VALUES, max((target.max_rank for target in targets), default=0))
-        self._sums: list[Tensor | None] = [None] * len(targets)
-        self._examples = 0
 
-    def update(self, index: int, chunk: Tensor) -> None:
-        """Add some examples' gradients ``[m, experts, out, in]``."""
-        total = chunk.sum(dim=0)
-        held = self._sums[index]
-        self._sums[index] = total if held is None else held.add_(total)
+def gradient_cross_spectrum(context: Context, statistics: Any) -> np.ndarray:
+    """Return singular directions of one half of the data, measured on the other half.
 
-    def end_batch(self, examples: int) -> None:
-        """Count the examples of a batch."""
-        self._examples += examples
+    With ``u_k, v_k`` the k-th singular pair of half 1's mean gradient, ``u_k^T G_2 v_k`` is what that direction is
+    worth on data it was not chosen on: the noise that lifts the singular values of a mean over few examples is gone
+    from its expectation.  Both ways are averaged; for stacked experts the values are added over the experts' own
+    directions, combined like a root of squares that keeps the sign.  Values can be negative, and are not sorted.
+    Unit: nats.
 
-    def result(self) -> np.ndarray:
-        """Return float64 ``[n_targets, k]``, padded with zeros beyond a matrix's smaller side."""
-        spectra = np.zeros((len(self._sums), self._width), dtype=np.float64)
-        for index, total in enumerate(self._sums):
-            if total is None:
-                continue
-            values = torch.linalg.svdvals(total / max(self._examples, 1))
-            combined = values.double().square().sum(dim=0).sqrt().cpu().numpy()[: self._width]
-            spectra[index, : len(combined)] = combined
+    Args:
+        context: The targets.
+        statistics: With ``MeanGradient``.
+
+    Returns:
+        float64 ``[n_targets, k]``; zero where one half is empty.
+    """
+    gradient = statistics[MeanGradient]
+    spectra = _empty(context)
+    if not all(gradient.examples):
         return spectra
+    for index, _ in enumerate(context.targets):
+        if gradient.sketched(index):
+            one, two = (gradient.approximate(index, half) for half in (0, 1))
+            if one is not None and two is not None:
+                keep = gradient.width // 2
+                _fill(spectra, index, (_crossed(one, two)[:keep] + _crossed(two, one)[:keep]) / 2)
+            continue
+        first, second = gradient.mean(index, 0), gradient.mean(index, 1)
+        if first is not None and second is not None:
+            both = (_measured(first, second) + _measured(second, first)) / 2
+            signed = (both.sign() * both.square()).sum(dim=0)
+            _fill(spectra, index, signed.sign() * signed.abs().sqrt())
+    return spectra
+
+
+def _measured(chosen_on: Tensor, measured_on: Tensor) -> Tensor:
+    """Return ``u_k^T G v_k`` per expert, ``[experts, k]``."""
+    u, _, vh = torch.linalg.svd(chosen_on.double(), full_matrices=False)
+    return ((u.transpose(1, 2) @ measured_on.double()) * vh).sum(dim=2)
+
+
+def _crossed(chosen: tuple[Tensor, Tensor, Tensor], measured: tuple[Tensor, Tensor, Tensor]) -> Tensor:
+    """Return the same from two approximations in factors, ``[k]``."""
+    u, _, v = chosen
+    left, values, right = measured
+    return torch.einsum("ki,i,ik->k", u.T @ left, values, right.T @ v)
+
+
+def _empty(context: Context) -> np.ndarray:
+    width = min(MAX_VALUES, max((target.max_rank for target in context.targets), default=0))
+    return np.zeros((len(context.targets), width), dtype=np.float64)
+
+
+def _fill(spectra: np.ndarray, index: int, values: Tensor) -> None:
+    found = values.double().cpu().numpy()[: spectra.shape[1]]
+    spectra[index, : len(found)] = found

@@ -153,14 +153,16 @@ def choose_loss(loss: str | Loss, model: nn.Module, outputs: Any, batch: Mapping
 
 
 def _decide(model: nn.Module, outputs: Any, batch: Mapping[str, Any]) -> str:
-    """Choose by the shapes of logits and labels and the model's class."""
+    """Choose by the shapes of logits and labels, the model's class and, where it computes one, the model's own loss."""
     logits, labels = getattr(outputs, "logits", None), batch["labels"]
     if logits is None:
         raise UserError(f"{type(model).__name__} returns no logits; pass loss= a callable that returns [n_examples]")
     if logits.ndim == 2 and labels.ndim == 1:
         return "regression" if logits.shape[1] == 1 or labels.is_floating_point() else "classification"
     if logits.ndim == 3 and labels.ndim == 2 and not labels.is_floating_point():
-        return "causal-lm" if _is_causal_lm(model) else "token"
+        likely, other = ("causal-lm", "token") if _is_causal_lm(model) else ("token", "causal-lm")
+        # Vision-language models and wrapped classes are in no table; their own loss tells whether labels are shifted.
+        return other if _difference(likely, outputs, batch) and not _difference(other, outputs, batch) else likely
     raise UserError(
         f"no loss is known for logits {list(logits.shape)} and labels {list(labels.shape)} of {type(model).__name__}; "
         "pass loss= a callable that returns [n_examples]"
@@ -183,9 +185,18 @@ def _names(value: Any) -> tuple[str, ...]:
 
 def _compare(name: str, model: nn.Module, outputs: Any, batch: Mapping[str, Any]) -> None:
     """Refuse to go on when the model's own batch loss is not the mean of the chosen one."""
+    if found := _difference(name, outputs, batch):
+        raise ProfileError(
+            f"{type(model).__name__} computes the loss {found[0]:.6g} on the first batch and the {name!r} loss is "
+            f"{found[1]:.6g}: it trains on something else; pass loss= a callable that returns its loss per example"
+        )
+
+
+def _difference(name: str, outputs: Any, batch: Mapping[str, Any]) -> tuple[float, float] | None:
+    """Return the model's own batch loss and the mean of the named one where they differ."""
     theirs = getattr(outputs, "loss", None)
     if theirs is None:
-        return
+        return None
     theirs = float(theirs.detach())
     with torch.no_grad():
         losses = LOSSES[name](outputs, batch).double()
@@ -196,11 +207,7 @@ def _compare(name: str, model: nn.Module, outputs: Any, batch: Mapping[str, Any]
         else:
             ours = float(losses.mean())
     coarse = outputs.logits.dtype in (torch.float16, torch.bfloat16)
-    if abs(ours - theirs) > (5e-2 if coarse else 1e-3) * max(1.0, abs(ours)):
-        raise ProfileError(
-            f"{type(model).__name__} computes the loss {theirs:.6g} on the first batch and the {name!r} loss is "
-            f"{ours:.6g}: it trains on something else; pass loss= a callable that returns its loss per example"
-        )
+    return (theirs, ours) if abs(ours - theirs) > (5e-2 if coarse else 1e-3) * max(1.0, abs(ours)) else None
 
 
 def _tokens(kind: str, batch: Mapping[str, Any]) -> Tensor:

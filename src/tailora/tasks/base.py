@@ -131,7 +131,8 @@ class Task(abc.ABC):
         """
         training = read_table(task.train, header=task.header, config=task.config, split=task.train_split)
         if task.carves_validation:
-            rows, held_out = carve(len(training), task.validation, task.train)
+            strata = self.strata(task, training)
+            rows, held_out = carve(len(training), task.validation, task.train, strata=strata)
             training, evaluation = training.take(rows), training.take(held_out)
         else:
             assert task.evaluation is not None
@@ -141,6 +142,30 @@ class Task(abc.ABC):
         training = training.take(sample(len(training), task.train_examples))
         evaluation = evaluation.take(sample(len(evaluation), task.eval_examples))
         return Splits(training, evaluation)
+
+    def strata(self, task: TaskConfig, table: Table) -> list[Any] | None:
+        """Return the class of each row, where a part of the data should hold every class.
+
+        Args:
+            task: The task's configuration.
+            table: The rows.
+
+        Returns:
+            One class per row; ``None`` for tasks without classes per row.
+        """
+        return None
+
+    def shown(self, task: TaskConfig, table: Table) -> list[str] | None:
+        """Return what a reader of the predictions sees of each row.
+
+        Args:
+            task: The task's configuration.
+            table: The evaluation rows, as ``read`` returned them.
+
+        Returns:
+            One text per example; ``None`` where examples are not rows.
+        """
+        return None
 
     @abc.abstractmethod
     def load(self, config: RunConfig, splits: Splits) -> LoadedModel:

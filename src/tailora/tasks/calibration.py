@@ -6,19 +6,22 @@ import contextlib
 import shutil
 import tempfile
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from tailora.artifacts import content_hash
 from tailora.config import RunConfig
 from tailora.config_files import fingerprint_path
+from tailora.early_stopping import check_metric, hold_out
 from tailora.errors import UserError
+from tailora.evaluation.entities import marks_entities
 from tailora.tasks import TASKS, Examples, LoadedModel, Splits, Task
 
 if TYPE_CHECKING:
     import torch
 
+    from tailora.data import Labels
     from tailora.profiles import Profile
     from tailora.progress import Progress
     from tailora.targets import Target
@@ -60,22 +63,46 @@ def prepare(config: RunConfig, base: LoadedModel | None = None) -> Prepared:
         UserError: The data or the model cannot be used.
     """
     task = TASKS[config.task.kind].bound(config.task)
+    if config.training.validates:
+        check_metric(config.training, known_scores(config))
     splits = task.read(config.task)
+    if config.training.validates:
+        check_metric(config.training, known_scores(config, splits.labels))
     base = base or task.load(config, splits)
     return Prepared(task, splits, base, *task.encode(config.task, splits, base.tokenizer))
 
 
+def known_scores(config: RunConfig, labels: Labels | None = None) -> tuple[str, ...]:
+    """Return the names of the scores that an evaluation of a configuration's task has.
+
+    Args:
+        config: The run's configuration.
+        labels: The classes; before they are known, scores that only some of them have are among the names.
+
+    Returns:
+        The names, ``loss`` first.
+    """
+    task = TASKS[config.task.kind]
+    per_token = ("perplexity",) if config.task.kind in ("causal-lm", "seq2seq") else ()
+    names = dict.fromkeys(("loss", *per_token, task.primary, *task.metrics))
+    if labels is not None and not marks_entities(labels.names):
+        names.pop("entity_f1", None)
+    return tuple(names)
+
+
 def measure_profile(
-    config: RunConfig, signals: Sequence[str] = ALWAYS_MEASURED, *, progress: Progress | None = None
+    config: RunConfig, signals: Sequence[str] = ALWAYS_MEASURED, *, progress: Progress | None = None, **how: Any
 ) -> Profile:
     """Measure a profile of the targets in ``config.placement``, on training data only; nothing is cached.
 
-    Without evaluation data, the share that a run would hold out is left out here as well.
+    Without evaluation data, the share that a run would hold out is left out here as well, and so is the share that
+    early stopping would validate on.
 
     Args:
-        config: Model, task, placement and calibration; the rest does not matter.
+        config: Model, its quantisation, task, placement, calibration and what is held out of training.
         signals: What to measure.
         progress: Called as ``progress("profile", examples done, examples)``.
+        **how: Further keyword arguments of ``tailora.profile``, such as ``labels``.
 
     Returns:
         The profile.
@@ -88,7 +115,7 @@ def measure_profile(
 
     prepared = prepare(config)
     targets = select(find_targets(prepared.base.model), config.placement)
-    return _measure(config, prepared, list(targets), tuple(signals), progress)
+    return _measure(config, prepared, list(targets), tuple(signals), progress, **how)
 
 
 def cached_profile(
@@ -96,8 +123,8 @@ def cached_profile(
 ) -> Profile:
     """Return the profile of the base model on the training data, from the cache where it is there.
 
-    The cache key holds the model, the rows, the tokenisation, the calibration and the targets, but neither the run's
-    seed nor its recipe: runs that differ in those share the profile.
+    The cache key holds the model and its quantisation, the rows and which of them train, the tokenisation, the
+    calibration and the targets, but neither the run's seed nor its recipe: runs that differ in those share the profile.
 
     Args:
         config: The run's configuration.
@@ -116,6 +143,8 @@ def cached_profile(
         {
             "model": fingerprint_path(config.model),
             "revision": config.revision,
+            "quantization": config.quantization and config.quantization.model_dump(mode="json"),
+            "held_out": config.training.validation_share if config.training.validates else None,
             "data": prepared.splits.fingerprint,
             "task": [config.task.kind, config.task.text, config.task.text_pair, config.task.label],
             "examples": [config.task.max_length, config.task.train_examples],
@@ -180,8 +209,14 @@ def _targets(config: RunConfig, prepared: Prepared) -> list[Target]:
 
 
 def _measure(
-    config: RunConfig, prepared: Prepared, targets: list[Target], names: tuple[str, ...], progress: Progress | None
+    config: RunConfig,
+    prepared: Prepared,
+    targets: list[Target],
+    names: tuple[str, ...],
+    progress: Progress | None,
+    **how: Any,
 ) -> Profile:
+    from tailora.packed import count_weights
     from tailora.profiles import profile
 
     settings = config.calibration
@@ -189,7 +224,8 @@ def _measure(
     model = prepared.base.fresh(settings.seed).model.to(device_of(config))
     batches = prepared.task.calibration(
         prepared.base.tokenizer,
-        prepared.training,
+        # What early stopping validates on decides nothing before.
+        hold_out(config, prepared.training)[0],
         count=settings.examples,
         batch_size=settings.batch_size,
         seed=settings.seed,
@@ -201,4 +237,6 @@ def _measure(
         if progress:
             progress("profile", done, total)
 
-    return profile(model, moved, names, targets=targets, progress=tell)
+    measured = profile(model, moved, names, targets=targets, progress=tell, **how)
+    # Shares such as budget=0.5% are of the weights that there are, not of the bytes they are packed into.
+    return replace(measured, meta={**measured.meta, "model_params": count_weights(model)})

@@ -2,24 +2,29 @@
 
 from __future__ import annotations
 
-import logging
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from tailora.config import RunConfig, TaskConfig
+from tailora.config_files import fingerprint_path
 from tailora.data import Encoded, EncodingReport, Labels, Table, carve, read_table, sample
 from tailora.data.cache import cached_encoding
-from tailora.data.encoding import encode_table, long_texts
+from tailora.data.encoding import encode_table, long_texts, tell_cuts
 from tailora.data.formats import find_format, normalise
+from tailora.data.streams import open_stream
 from tailora.errors import DataError
 from tailora.tasks.base import Examples, LoadedModel, Splits, Task, by_length
+from tailora.tasks.streams import Streamed, read_heads, stream_examples
 
 if TYPE_CHECKING:
     import torch
 
     from tailora.evaluation import Evaluation
 
+LINES = "lines"
+"""The form of running text that is read line by line."""
+
 _CUT = "text"
-_LOG = logging.getLogger("tailora.data")
 
 
 class CausalLM(Task):
@@ -40,11 +45,13 @@ class CausalLM(Task):
             task: The task's configuration.
 
         Returns:
-            The splits; for plain text one row each.
+            The splits; for plain text one row each.  Of a stream only the first training rows are there.
 
         Raises:
             DataError: The data cannot be read or a column is missing.
         """
+        if task.streaming:
+            return _normal(task, Splits(*read_heads(task)))
         if not _is_plain(task.train):
             return _normal(task, super().read(task))
         if task.format not in ("auto", "text"):
@@ -69,6 +76,8 @@ class CausalLM(Task):
     def encode(self, task: TaskConfig, splits: Splits, tokenizer: Any) -> tuple[Examples, Examples]:
         """Tokenise; both results carry a ``report`` of what was cut and left out; see ``Task.encode``."""
         limit = min(task.max_length, tokenizer.model_max_length)
+        if task.streaming:
+            return self._stream(task, splits, tokenizer, limit)
         if _is_plain(task.train):
             training = _blocks(splits.train, tokenizer, limit)
             evaluation = _blocks(splits.evaluation, tokenizer, limit)
@@ -80,10 +89,38 @@ class CausalLM(Task):
         # Evaluation keeps one example per row: runs with and without packing can be compared by example.
         training = _encode(splits.train, tokenizer, limit, task, packing=task.packing)
         evaluation = _encode(splits.evaluation, tokenizer, limit, task, packing=False)
-        for part, encoded in (("training", training), ("evaluation", evaluation)):
-            if notice := encoded.report.notice(part):
-                _LOG.warning("%s: %s", encoded.report.source, notice)
+        tell_cuts(training, evaluation)
         return training, evaluation
+
+    def _stream(self, task: TaskConfig, splits: Splits, tokenizer: Any, limit: int) -> tuple[Streamed, Encoded]:
+        splits = _normal(task, splits)
+        form = splits.train.form.partition(" ")[0]
+        if form == LINES:
+            head, evaluation = (_blocks(table, tokenizer, limit) for table in (splits.train, splits.evaluation))
+            if not task.carves_validation:
+                evaluation = evaluation.take(sample(len(evaluation), task.eval_examples))
+        else:
+            head = _encode(splits.train, tokenizer, limit, task, packing=task.packing)
+            evaluation = _encode(splits.evaluation, tokenizer, limit, task, packing=False)
+        start = "the start" if form == LINES else f"the first {head.report.rows} training rows"
+        head.report = replace(head.report, source=f"{start} of {head.report.source}")
+        tell_cuts(head, evaluation)
+        return stream_examples(task, form, head, tokenizer, limit), evaluation
+
+    def calibration(
+        self, tokenizer: Any, examples: Examples, *, count: int, batch_size: int, seed: int
+    ) -> list[dict[str, torch.Tensor]]:
+        """Draw calibration batches, or take the first examples of a stream; see ``Task.calibration``."""
+        front = examples.front(count) if isinstance(examples, Streamed) else examples
+        return super().calibration(tokenizer, front, count=count, batch_size=batch_size, seed=seed)
+
+    def dataset(self, examples: Examples) -> Any:
+        """Return examples as a ``datasets.Dataset``, a stream as a ``datasets.IterableDataset``."""
+        import datasets
+
+        if isinstance(examples, Streamed):
+            return datasets.IterableDataset.from_generator(examples.endless)
+        return super().dataset(examples)
 
     def collate(self, examples: Examples, tokenizer: Any) -> dict[str, torch.Tensor]:
         """Pad to the longest example; padding has label -100 and attention 0."""
@@ -143,11 +180,17 @@ def _normal(task: TaskConfig, splits: Splits) -> Splits:
     """Bring both tables into the shape of the training data's format; a table that is in shape stays as it is."""
     if splits.train.form:
         return splits
+    if task.streaming and open_stream(task.train).lines:
+        form = f"{LINES} streaming {fingerprint_path(task.train)}"
+        return Splits(replace(splits.train, form=form), splits.evaluation)
     form = find_format(splits.train, task.format, task.text, task.text_pair)
     # What changes the examples but not the rows belongs to the fingerprint, by which profiles are shared.
     options = f"packing={task.packing}"
     if form.name != "text":
         options += f" completion_only={task.completion_only}"
+    if task.streaming:
+        # The rows at hand are the first ones; the data behind them is another's if the source is.
+        options += f" streaming {fingerprint_path(task.train)}"
     # The evaluation data may lack an optional column, but its format is that of the training data.
     other = find_format(splits.evaluation, form.name, task.text, task.text_pair)
     return Splits(normalise(splits.train, form, options), normalise(splits.evaluation, other, options), splits.labels)

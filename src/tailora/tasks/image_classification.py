@@ -1,12 +1,13 @@
-"""Image classification on arrays: a new head on a vision transformer, trained with transformers' ``Trainer``."""
+"""Image classification: a new head on a vision transformer, trained with transformers' ``Trainer``."""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
 from tailora.config import RunConfig, TaskConfig
-from tailora.data import Labels, carve, sample
+from tailora.data import Labels, Table, carve, sample
 from tailora.tasks.base import Examples, LoadedModel, Splits, Task
+from tailora.tasks.image_folders import ImageFile
 from tailora.tasks.images import Preparation, read_images
 from tailora.tasks.texts import Collate
 
@@ -18,9 +19,9 @@ if TYPE_CHECKING:
 
 
 class ImageClassification(Task):
-    """One class per image; the data is an ``.npz`` file with ``images`` and ``labels``.
+    """One class per image; the data is a folder with one folder per class, or an ``.npz`` file.
 
-    ``task.text`` and ``task.label`` name other arrays in the file.
+    The file has the arrays ``images`` and ``labels``; ``task.text`` and ``task.label`` name other ones.
     """
 
     task_type = None  # peft has no name for it
@@ -30,18 +31,28 @@ class ImageClassification(Task):
 
     def read(self, task: TaskConfig) -> Splits:
         """Read, cap and split the images, and collect the classes of the training rows; see ``Task.read``."""
-        training = read_images(task.train, task)
+        training = read_images(task.train, task, task.train_split)
         if task.carves_validation:
-            rows, held_out = carve(len(training), task.validation, task.train)
+            strata = self.strata(task, training)
+            rows, held_out = carve(len(training), task.validation, task.train, strata=strata)
             training, evaluation = training.take(rows), training.take(held_out)
         else:
             assert task.evaluation is not None
-            evaluation = read_images(task.evaluation, task)
+            evaluation = read_images(task.evaluation, task, task.evaluation_split)
         training = training.take(sample(len(training), task.train_examples))
         evaluation = evaluation.take(sample(len(evaluation), task.eval_examples))
         labels = Labels.from_training(training.columns["label"], task.train, task.label)
         labels.encode(evaluation.columns["label"], evaluation.source, task.label)
         return Splits(training, evaluation, labels)
+
+    def strata(self, task: TaskConfig, table: Table) -> list[Any] | None:
+        """Return the class of each image; see ``Task.strata``."""
+        return table.columns["label"]
+
+    def shown(self, task: TaskConfig, table: Table) -> list[str] | None:
+        """Return the name of each file; the images of an array have none; see ``Task.shown``."""
+        images = table.columns["image"]
+        return [image.name for image in images] if isinstance(images[0], ImageFile) else None
 
     def load(self, config: RunConfig, splits: Splits) -> LoadedModel:
         """Load the model with a head of as many outputs as there are classes; see ``Task.load``."""
@@ -57,7 +68,7 @@ class ImageClassification(Task):
         return replace(with_head(config, loaded), tokenizer=Preparation.of(config, loaded.model))
 
     def encode(self, task: TaskConfig, splits: Splits, tokenizer: Any) -> tuple[Examples, Examples]:
-        """Number the labels; pixels stay as they are until ``collate``, where they are small no longer."""
+        """Number the labels; images stay as they are, files as paths, until ``collate`` brings them to size."""
         assert splits.labels is not None
         encoded = []
         for table in (splits.train, splits.evaluation):
@@ -76,11 +87,12 @@ class ImageClassification(Task):
         return {"pixel_values": pixels, "labels": torch.tensor([int(example["labels"]) for example in examples])}
 
     def dataset(self, examples: Examples) -> datasets.Dataset:
-        """Return the unprepared images as an in-memory ``datasets.Dataset`` that hands out arrays."""
+        """Return the unprepared images as an in-memory ``datasets.Dataset`` that hands out arrays, or paths."""
         import datasets
 
         columns = {key: [example[key] for example in examples] for key in ("pixel_values", "labels")}
-        return datasets.Dataset.from_dict(columns).with_format("numpy")
+        data = datasets.Dataset.from_dict(columns)
+        return data if isinstance(columns["pixel_values"][0], str) else data.with_format("numpy")
 
     def trainer(self, arguments: dict[str, Any], **parts: Any) -> tuple[type, Any, dict[str, Any]]:
         """Return ``transformers.Trainer`` and what it is built with; see ``Task.trainer``."""

@@ -1,4 +1,4 @@
-"""Images as arrays: reading them from ``.npz`` files, and bringing them to the size and range a model expects."""
+"""Images from ``.npz`` files and folders, and how they are brought to the size and range a model expects."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from tailora.artifacts import write_json
 from tailora.config import RunConfig, TaskConfig
 from tailora.data import Table
 from tailora.errors import ConfigError, DataError, did_you_mean
+from tailora.tasks.image_folders import decode, read_image_folder
 
 if TYPE_CHECKING:
     import numpy as np
@@ -40,12 +41,13 @@ class Image:
         return self.digest
 
 
-def read_images(source: str, task: TaskConfig) -> Table:
-    """Read an ``.npz`` file.
+def read_images(source: str, task: TaskConfig, split: str = "train") -> Table:
+    """Read an ``.npz`` file, or list a folder of images.
 
     Args:
-        source: Path of the file.
+        source: Path of the file, or of a folder for ``read_image_folder``.
         task: Names the arrays with ``text`` and ``label``; ``images`` and ``labels`` where those are left as they are.
+        split: Which part of a folder that has folders for several.
 
     Returns:
         A table with the columns ``image`` and ``label``.
@@ -56,9 +58,14 @@ def read_images(source: str, task: TaskConfig) -> Table:
     import numpy as np
 
     path = Path(source).expanduser()
+    if path.is_dir():
+        return read_image_folder(source, split)
     if path.suffix.lower() != ".npz" or not path.is_file():
-        what = "is no .npz file" if path.exists() else "does not exist"
-        raise DataError(f"image data {source!r} {what}; save arrays 'images' and 'labels' with numpy.savez")
+        what = "is no .npz file and no folder" if path.exists() else "does not exist"
+        raise DataError(
+            f"image data {source!r} {what}; give a folder with one folder per class, or save arrays 'images' and "
+            "'labels' with numpy.savez"
+        )
     try:
         with np.load(path, allow_pickle=False) as arrays:
             held = {name: arrays[name] for name in arrays.files}
@@ -107,7 +114,7 @@ def _check_range(images: np.ndarray, source: str) -> None:
 class Preparation:
     """How images become a model's input.
 
-    Done with torch alone: transformers' own processors need torchvision or Pillow, depending on the model.
+    Resized with torch: transformers' own processors need torchvision or Pillow, depending on the model.
 
     Attributes:
         height: In pixels, as the model was built for.
@@ -148,22 +155,22 @@ class Preparation:
         spread = [tuple((list(values) * channels)[:channels]) for values in (mean, std)]
         return cls(height, width, channels, spread[0], spread[1])
 
-    def prepare(self, pixels: np.ndarray) -> torch.Tensor:
+    def prepare(self, pixels: np.ndarray | str) -> torch.Tensor:
         """Return one image as the model's input.
 
         Args:
-            pixels: ``[height, width, channels]``, or ``[height, width]``.
+            pixels: ``[height, width, channels]``, or ``[height, width]``; or the path of an image file.
 
         Returns:
             float32 ``[channels, height, width]``.
 
         Raises:
-            DataError: A colour image for a model that reads grey ones.
+            DataError: A colour image in an array for a model that reads grey ones, or a damaged file.
         """
         import numpy as np
         import torch
 
-        array = np.asarray(pixels)
+        array = decode(str(pixels), self.channels) if isinstance(pixels, str) else np.asarray(pixels)
         scale = 1.0 if array.dtype.kind == "f" else 255.0
         image = torch.from_numpy(np.ascontiguousarray(array, dtype=np.float32)) / scale
         image = image.reshape(*image.shape[:2], -1).permute(2, 0, 1)

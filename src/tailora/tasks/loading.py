@@ -9,14 +9,16 @@ from pathlib import Path
 from typing import Any
 
 from tailora.config import RunConfig
-from tailora.errors import ConfigError
+from tailora.errors import ConfigError, untrusted_code
+from tailora.requirements import check_quantization
 from tailora.tasks.base import LoadedModel
+from tailora.tasks.quantizing import HEADS, modules_to_skip, quantized_arguments, settle
 
 _TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.txt", "vocab.json", "spiece.model", "vocab.bpe")
 
 
 def load_model(config: RunConfig, auto_class: Any, **arguments: Any) -> LoadedModel:
-    """Load a model in float32 with its tokenizer, from safetensors only.
+    """Load a model in float32, or quantised, with its tokenizer, from safetensors only.
 
     Args:
         config: The run's configuration.
@@ -40,7 +42,7 @@ def load_model(config: RunConfig, auto_class: Any, **arguments: Any) -> LoadedMo
 
 
 def load_weights(config: RunConfig, auto_class: Any, **arguments: Any) -> LoadedModel:
-    """Load a model in float32, from safetensors only, and say which weights are new; see ``load_model``.
+    """Load a model in float32, or quantised, from safetensors only, and say which weights are new; see ``load_model``.
 
     Args:
         config: The run's configuration.
@@ -53,10 +55,24 @@ def load_weights(config: RunConfig, auto_class: Any, **arguments: Any) -> Loaded
     Raises:
         ConfigError: No such model, no safetensors, or it does not fit the task.
     """
+    check_folder(config.model)
+    check_quantization(config)
+    model, modules = _load(config, auto_class, arguments | quantized_arguments(config))
+    if config.quantization is not None:
+        # Which modules are new is only known now; a new one must train, which packed weights cannot.
+        if skip := modules_to_skip(model, modules, config.quantization.skip_modules):
+            del model
+            model, modules = _load(config, auto_class, arguments | quantized_arguments(config, skip))
+        settle(model)
+    top = tuple(dict.fromkeys(name.split(".")[0] for name in modules))
+    return LoadedModel(model, None, top, modules)
+
+
+def _load(config: RunConfig, auto_class: Any, arguments: dict[str, Any]) -> tuple[Any, tuple[str, ...]]:
+    """Return the model and the names of its modules whose weights are new."""
     import torch
     from safetensors import SafetensorError
 
-    check_folder(config.model)
     with torch.random.fork_rng(), _quiet():
         torch.manual_seed(config.seed)
         try:
@@ -69,14 +85,14 @@ def load_weights(config: RunConfig, auto_class: Any, **arguments: Any) -> Loaded
                 **arguments,
             )
         except (OSError, ValueError, RuntimeError, KeyError, SafetensorError) as error:
+            if (untrusted := untrusted_code(config.model, error)) is not None:
+                raise untrusted from None
             reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
             raise ConfigError(
                 f"model {config.model!r} cannot be loaded: {reason}; check the id or folder and the network"
             ) from None
     missing = sorted(set(report["missing_keys"]) | {_key(entry) for entry in report.get("mismatched_keys", ())})
-    modules = tuple(dict.fromkeys(name.rpartition(".")[0] for name in missing))
-    top = tuple(dict.fromkeys(name.split(".")[0] for name in modules))
-    return LoadedModel(model, None, top, modules)
+    return model, tuple(dict.fromkeys(name.rpartition(".")[0] for name in missing))
 
 
 def with_head(config: RunConfig, loaded: LoadedModel) -> LoadedModel:
@@ -95,7 +111,7 @@ def with_head(config: RunConfig, loaded: LoadedModel) -> LoadedModel:
     Raises:
         ConfigError: The model has no head that can be trained.
     """
-    heads = [name for name in ("classifier", "score") if hasattr(loaded.model, name)]
+    heads = [name for name in HEADS if hasattr(loaded.model, name)]
     modules = tuple(dict.fromkeys((*loaded.new_modules, *heads)))
     if not modules:
         kind = type(loaded.model).__name__
@@ -139,6 +155,8 @@ def load_tokenizer(source: str, **arguments: Any) -> Any:
     try:
         tokenizer = AutoTokenizer.from_pretrained(source, **arguments)
     except (OSError, ValueError, KeyError, ImportError) as error:
+        if (untrusted := untrusted_code(source, error)) is not None:
+            raise untrusted from None
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise ConfigError(f"model {source!r} has no usable tokenizer: {reason}; add its tokenizer files") from None
     # Padding on the right keeps positions equal to those of the unpadded text for every kind of position encoding.

@@ -68,6 +68,10 @@ class MultipleChoice(CausalLM):
                 pass
         return splits
 
+    def shown(self, task: TaskConfig, table: Table) -> list[str] | None:
+        """Return the question of each row; see ``Task.shown``."""
+        return table.texts(task.text, "task.text")
+
     def encode(self, task: TaskConfig, splits: Splits, tokenizer: Any) -> tuple[Examples, Examples]:
         """Tokenise every candidate; ``input_ids`` and ``labels`` are those of the right one; see ``Task.encode``."""
         return _encode(task, splits.train, tokenizer), _encode(task, splits.evaluation, tokenizer)

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from tailora.config import RunConfig, TaskConfig
 from tailora.data import Labels, Table
+from tailora.data.encoding import tell_cuts
 from tailora.errors import DataError
 from tailora.tasks.base import Examples, LoadedModel, Splits
 from tailora.tasks.texts import TextTask, encode_texts
@@ -65,6 +66,7 @@ class Regression(TextTask):
             encode_texts(task, table, tokenizer, scores(table, task.label))
             for table in (splits.train, splits.evaluation)
         )
+        tell_cuts(training, evaluation)
         return training, evaluation
 
     def evaluate(

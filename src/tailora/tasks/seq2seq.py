@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from tailora.config import RunConfig, TaskConfig
 from tailora.data import Labels, Table, sample
+from tailora.data.encoding import Reported, long_texts, tell_cuts, with_cuts
 from tailora.errors import ConfigError, DataError
 from tailora.tasks.base import Examples, LoadedModel, Splits, Task, by_length
 from tailora.tasks.texts import trainer_keywords
@@ -61,9 +62,15 @@ class Seq2Seq(Task):
 
         return load_model(config, AutoModelForSeq2SeqLM)
 
+    def shown(self, task: TaskConfig, table: Table) -> list[str] | None:
+        """Return the source text of each row; see ``Task.shown``."""
+        return table.texts(task.text, "task.text")
+
     def encode(self, task: TaskConfig, splits: Splits, tokenizer: Any) -> tuple[Examples, Examples]:
         """Tokenise both texts, each cut to ``max_length``; see ``Task.encode``."""
-        return _encode(task, splits.train, tokenizer), _encode(task, splits.evaluation, tokenizer)
+        training, evaluation = _encode(task, splits.train, tokenizer), _encode(task, splits.evaluation, tokenizer)
+        tell_cuts(training, evaluation)
+        return training, evaluation
 
     def collate(self, examples: Examples, tokenizer: Any) -> dict[str, torch.Tensor]:
         """Pad both sides; labels are ``[batch, target length]`` with -100 as padding."""
@@ -102,11 +109,18 @@ class Seq2Seq(Task):
         )
 
 
-def _encode(task: TaskConfig, table: Table, tokenizer: Any) -> Examples:
+def _encode(task: TaskConfig, table: Table, tokenizer: Any) -> Reported:
     assert task.text_pair is not None
     limit = min(task.max_length, tokenizer.model_max_length)
-    sources = tokenizer(table.texts(task.text, "task.text"), truncation=True, max_length=limit)
+    read = table.texts(task.text, "task.text")
+    sources = tokenizer(read, truncation=True, max_length=limit)
     texts = table.texts(task.text_pair, "task.text_pair")
     targets = tokenizer(text_target=texts, truncation=True, max_length=limit)["input_ids"]
     keys = [key for key in ("input_ids", "attention_mask") if key in sources]
-    return [{**{key: sources[key][row] for key in keys}, "labels": labels} for row, labels in enumerate(targets)]
+    examples = [{**{key: sources[key][row] for key in keys}, "labels": labels} for row, labels in enumerate(targets)]
+
+    def whole(rows: list[int]) -> list[list[int]]:
+        with long_texts(tokenizer):
+            return tokenizer([read[row] for row in rows])["input_ids"]
+
+    return with_cuts(examples, table, limit, whole)

@@ -5,7 +5,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from tailora.config import RunConfig, TaskConfig
-from tailora.data import Labels
+from tailora.data import Labels, Table
+from tailora.data.encoding import tell_cuts
 from tailora.tasks.base import Examples, LoadedModel, Splits
 from tailora.tasks.texts import TextTask, encode_texts
 
@@ -37,6 +38,10 @@ class TextClassification(TextTask):
         labels.encode(splits.evaluation.column(task.label, "task.label"), splits.evaluation.source, task.label)
         return Splits(splits.train, splits.evaluation, labels)
 
+    def strata(self, task: TaskConfig, table: Table) -> list[Any] | None:
+        """Return the class of each row; see ``Task.strata``."""
+        return table.column(task.label, "task.label")
+
     def load(self, config: RunConfig, splits: Splits) -> LoadedModel:
         """Load the model with a head of as many outputs as there are classes; see ``Task.load``."""
         from transformers import AutoModelForSequenceClassification
@@ -54,6 +59,7 @@ class TextClassification(TextTask):
         for table in (splits.train, splits.evaluation):
             labels = splits.labels.encode(table.column(task.label, "task.label"), table.source, task.label)
             encoded.append(encode_texts(task, table, tokenizer, labels))
+        tell_cuts(*encoded)
         return encoded[0], encoded[1]
 
     def evaluate(

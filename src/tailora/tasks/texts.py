@@ -6,6 +6,8 @@ from typing import TYPE_CHECKING, Any
 
 from tailora.config import TaskConfig
 from tailora.data import Table
+from tailora.data.encoding import Reported, long_texts, with_cuts
+from tailora.evaluation.base import SHOWN, cut_text
 from tailora.tasks.base import Examples, Splits, Task, by_length
 
 if TYPE_CHECKING:
@@ -27,6 +29,16 @@ class TextTask(Task):
             if task.text_pair is not None:
                 table.texts(task.text_pair, "task.text_pair")
         return splits
+
+    def shown(self, task: TaskConfig, table: Table) -> list[str] | None:
+        """Return the text of each row, or both texts; see ``Task.shown``."""
+        texts = table.texts(task.text, "task.text")
+        if task.text_pair is None:
+            return texts
+        # Of a long pair the reader should see something of either text.
+        half = SHOWN // 2 - 2
+        pairs = zip(texts, table.texts(task.text_pair, "task.text_pair"), strict=True)
+        return [f"{cut_text(first, half)} | {cut_text(second, half)}" for first, second in pairs]
 
     def collate(self, examples: Examples, tokenizer: Any) -> dict[str, torch.Tensor]:
         """Pad to the longest example; labels are ``[batch]``."""
@@ -82,9 +94,7 @@ class Collate:
         return self.task.collate(examples, self.tokenizer)
 
 
-def encode_texts(
-    task: TaskConfig, table: Table, tokenizer: Any, labels: Sequence[int] | Sequence[float]
-) -> list[dict[str, Any]]:
+def encode_texts(task: TaskConfig, table: Table, tokenizer: Any, labels: Sequence[int] | Sequence[float]) -> Reported:
     """Tokenise the text columns, cut to ``max_length``, and add one label to each row.
 
     Args:
@@ -94,11 +104,18 @@ def encode_texts(
         labels: One class number or score per row.
 
     Returns:
-        One example per row.
+        One example per row, with the number of texts that were cut.
     """
     limit = min(task.max_length, tokenizer.model_max_length)
     texts = table.texts(task.text, "task.text")
     pairs = None if task.text_pair is None else table.texts(task.text_pair, "task.text_pair")
     tokens = tokenizer(texts, pairs, truncation=True, max_length=limit)
     keys = list(tokens)
-    return [{**{key: tokens[key][row] for key in keys}, "labels": label} for row, label in enumerate(labels)]
+    examples = [{**{key: tokens[key][row] for key in keys}, "labels": label} for row, label in enumerate(labels)]
+
+    def whole(rows: list[int]) -> list[list[int]]:
+        with long_texts(tokenizer):
+            second = None if pairs is None else [pairs[row] for row in rows]
+            return tokenizer([texts[row] for row in rows], second)["input_ids"]
+
+    return with_cuts(examples, table, limit, whole)

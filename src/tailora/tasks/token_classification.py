@@ -6,7 +6,9 @@ from typing import TYPE_CHECKING, Any
 
 from tailora.config import RunConfig, TaskConfig
 from tailora.data import Labels, Table
+from tailora.data.encoding import Reported, long_texts, tell_cuts, with_cuts
 from tailora.errors import ConfigError, DataError
+from tailora.evaluation.entities import OUTSIDE, marks_entities
 from tailora.tasks.base import Examples, LoadedModel, Splits, Task, by_length
 from tailora.tasks.texts import trainer_keywords
 
@@ -22,7 +24,7 @@ class TokenClassification(Task):
     task_type = "TOKEN_CLS"
     primary = "f1"
     higher_is_better = True
-    metrics = ("accuracy",)
+    metrics = ("accuracy", "entity_f1")
 
     def read(self, task: TaskConfig) -> Splits:
         """Read the data and collect the tags of the training rows.
@@ -34,13 +36,24 @@ class TokenClassification(Task):
             The splits with their tags.
 
         Raises:
-            DataError: Words and tags do not match, there is one tag only, or evaluation has one that training lacks.
+            DataError: Words and tags do not match, there is one tag only, evaluation has one that training lacks, or
+                entities are to be scored and the tags name none.
         """
         splits = super().read(task)
         _, tags = _words_and_tags(task, splits.train)
         labels = Labels.from_training((tag for row in tags for tag in row), task.train, task.label)
         _numbers(task, splits.evaluation, labels)
+        if task.metric == "entity_f1" and not marks_entities(labels.names):
+            odd = next((name for name in labels.names if name != OUTSIDE and not marks_entities([name])), OUTSIDE)
+            raise DataError(
+                f"task.metric='entity_f1' needs tags such as B-PER, I-PER and O, but {task.train!r} has {odd!r}; name "
+                "the tags so, or choose f1"
+            )
         return Splits(splits.train, splits.evaluation, labels)
+
+    def shown(self, task: TaskConfig, table: Table) -> list[str] | None:
+        """Return the words of each row; see ``Task.shown``."""
+        return [" ".join(words) for words in _words_and_tags(task, table)[0]]
 
     def load(self, config: RunConfig, splits: Splits) -> LoadedModel:
         """Load the model with a head of as many outputs as there are tags; see ``Task.load``."""
@@ -63,7 +76,9 @@ class TokenClassification(Task):
             # Byte-level tokenizers refuse words otherwise: each word must start as it does after a space.
             tokenizer.add_prefix_space = True
         training = _encode(task, splits.train, tokenizer, splits.labels)
-        return training, _encode(task, splits.evaluation, tokenizer, splits.labels)
+        evaluation = _encode(task, splits.evaluation, tokenizer, splits.labels)
+        tell_cuts(training, evaluation)
+        return training, evaluation
 
     def collate(self, examples: Examples, tokenizer: Any) -> dict[str, torch.Tensor]:
         """Pad to the longest example; labels are ``[batch, length]`` with -100 where there is no tag."""
@@ -80,7 +95,7 @@ class TokenClassification(Task):
     def evaluate(
         self, model: Any, tokenizer: Any, examples: Examples, *, batch_size: int, labels: Labels | None = None
     ) -> Evaluation:
-        """Return F1 and accuracy over words, and the loss per word; see ``Task.evaluate``."""
+        """Return F1 and accuracy over words, F1 over entities, and the loss per word; see ``Task.evaluate``."""
         from tailora.evaluation import tag
 
         assert labels is not None
@@ -89,7 +104,7 @@ class TokenClassification(Task):
         return tag(model, batches, order=order, names=labels.names, primary=self.primary)
 
 
-def _encode(task: TaskConfig, table: Table, tokenizer: Any, labels: Labels) -> Examples:
+def _encode(task: TaskConfig, table: Table, tokenizer: Any, labels: Labels) -> Reported:
     words, _ = _words_and_tags(task, table)
     numbers = _numbers(task, table, labels)
     limit = min(task.max_length, tokenizer.model_max_length)
@@ -107,7 +122,12 @@ def _encode(task: TaskConfig, table: Table, tokenizer: Any, labels: Labels) -> E
                 f"{table.source!r}, row {table.number(row)} has no word within task.max_length={limit}; remove it"
             )
         examples.append({**{key: tokens[key][row] for key in tokens}, "labels": targets})
-    return examples
+
+    def whole(rows: list[int]) -> list[list[int]]:
+        with long_texts(tokenizer):
+            return tokenizer([words[row] for row in rows], is_split_into_words=True)["input_ids"]
+
+    return with_cuts(examples, table, limit, whole)
 
 
 def _words_and_tags(task: TaskConfig, table: Table) -> tuple[list[list[str]], list[list[Any]]]:

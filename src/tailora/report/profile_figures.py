@@ -1,0 +1,175 @@
+"""Figures of a profile: heat maps of any signal, its course through depth, and spectra, as SVG."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from statistics import fmean
+from typing import Any
+
+import numpy as np
+
+from tailora.report.grids import Column, build_grid, role_of, row_of
+from tailora.report.heatmaps import draw_grid, signal_heat_map
+from tailora.report.plots import Plot, decades, layer_axis, plain_numbers, title_axis
+from tailora.report.style import BLUE, ORANGE, series_style
+
+SPREAD = 10.0
+"""Numbers that are all positive and differ by more than this factor are shown on a logarithmic scale."""
+
+LINES = 8
+"""Spectra per figure: as many as there are colours, dashes and marks."""
+
+_DECADES = 6
+
+
+def is_logarithmic(values: Mapping[str, float]) -> bool:
+    """Tell whether numbers are better seen on a logarithmic scale: none negative, and the positive span a decade."""
+    positive = [value for value in values.values() if value > 0]
+    return bool(positive) and min(values.values()) >= 0 and max(positive) > SPREAD * min(positive)
+
+
+def value_heat_map(
+    targets: Sequence[Mapping[str, Any]], values: Mapping[str, float], *, name: str, label: str
+) -> str | None:
+    """Draw one number per target, layers down and roles across; several targets in one place show their mean.
+
+    Numbers that span decades are written in percent of the largest cell and coloured on a logarithmic scale; others
+    are written as they are and coloured from the smallest to the largest.
+
+    Args:
+        targets: Targets of a profile.
+        values: Finite number per target name.
+        name: Unique on the page.
+        label: What the numbers are.
+
+    Returns:
+        SVG text, or ``None`` without numbers.
+    """
+    if not values:
+        return None
+    if is_logarithmic(values):
+        return signal_heat_map({"targets": targets}, values, name=name, label=label, average=True)
+    grid = build_grid(targets, values, average=True)
+    low, high = min(grid.cells.values()), max(grid.cells.values())
+    unit = _unit(max(abs(low), abs(high)))
+
+    def strength(value: float) -> float:
+        return 0.08 + 0.92 * (value - low) / (high - low) if high > low else 0.5
+
+    row, column = max(grid.cells, key=lambda place: grid.cells[place])
+    marks = list(dict.fromkeys([low, (low + high) / 2, high]))
+    return draw_grid(
+        grid,
+        name=name,
+        alt=f"Heat map of {label} by layer and role, from {low:.3g} to {high:.3g} at {row.title}, {column.title}.",
+        colour=ORANGE,
+        strength=strength,
+        text=lambda value: _short(value / unit),
+        tip=lambda value: f"{label} {value:.4g}",
+        scale=[(_short(mark / unit), strength(mark)) for mark in marks],
+        scale_title="" if unit == 1 else f"× {unit:.0e}",
+    )
+
+
+def values_by_depth(
+    targets: Sequence[Mapping[str, Any]], values: Mapping[str, float], *, name: str, label: str
+) -> str | None:
+    """Draw the mean over each layer's targets, and the range of these around it.
+
+    Args:
+        targets: Targets of a profile.
+        values: Finite number per target name.
+        name: Unique on the page.
+        label: What the numbers are.
+
+    Returns:
+        SVG text, or ``None`` with less than two layers.
+    """
+    table: dict[Any, list[float]] = {}
+    for target in targets:
+        if target["depth"] is not None and target["name"] in values:
+            table.setdefault(row_of(target), []).append(values[target["name"]])
+    stacks = list(dict.fromkeys(row.stack for row in table))
+    rows = sorted(table, key=lambda row: (stacks.index(row.stack), row.depth or 0))
+    if len(rows) < 2:
+        return None
+    means, lows, highs = ([pick(table[row]) for row in rows] for pick in (fmean, min, max))
+    plot = Plot(["mean over targets", "lowest to highest"], left=62, bottom=46)
+    if is_logarithmic(values) and min(means) > 0:
+        decades(plot.axes)
+        # A target without any of it has no place on this scale; the range then ends at the bottom.
+        floor = min(value for value in values.values() if value > 0)
+        lows = [max(low, floor) for low in lows]
+    else:
+        plain_numbers(plot.axes, "y")
+    for stack in stacks:
+        own = [number for number, row in enumerate(rows) if row.stack == stack]
+        band = [lows[number] for number in own], [highs[number] for number in own]
+        fill = plot.axes.fill_between(own, *band, color=BLUE, alpha=0.25, linewidth=0)
+        (line,) = plot.axes.plot(own, [means[n] for n in own], color=BLUE, linewidth=2, marker="o", markersize=5)
+        plot.handles = plot.handles or [line, fill]
+    layer_axis(plot.axes, rows)
+    title_axis(plot.axes, "y", label)
+    top = max(range(len(rows)), key=means.__getitem__)
+    ends = f"from {means[0]:.3g} at {rows[0].title} to {means[-1]:.3g} at {rows[-1].title}"
+    return plot.to_svg(name, f"Mean {label} by layer: {ends}, highest with {means[top]:.3g} at {rows[top].title}.")
+
+
+def spectra(
+    targets: Sequence[Mapping[str, Any]], rows: Mapping[str, np.ndarray], *, name: str, label: str
+) -> str | None:
+    """Draw, for every role, the spectrum of the target with the most energy, on a logarithmic scale.
+
+    Args:
+        targets: Targets of a profile.
+        rows: Target name to its values ``[k]``, largest first.
+        name: Unique on the page.
+        label: Name of the signal.
+
+    Returns:
+        SVG text, or ``None`` where nothing is positive.
+    """
+    best: dict[Column, tuple[float, str, np.ndarray]] = {}
+    for target in targets:
+        values = rows.get(target["name"])
+        if values is None or not (values > 0).any():
+            continue
+        role, energy = role_of(target), float((values**2).sum())
+        if role not in best or energy > best[role][0]:
+            depth = target["depth"]
+            best[role] = (energy, role.title if depth is None else f"{role.title} {depth}", values)
+    shown = sorted(sorted(best, key=lambda role: -best[role][0])[:LINES], key=lambda role: role.place)
+    if not shown:
+        return None
+    styles = series_style([role.key for role in shown])
+    plot = Plot([best[role][1] for role in shown], left=62, bottom=46)
+    decades(plot.axes)
+    top = max(float(best[role][2].max()) for role in shown)
+    told = []
+    for role in shown:
+        _, title, values = best[role]
+        line = np.where(values > 0, values, np.nan)
+        marks = max(1, len(line) // 8)
+        plot.handles += plot.axes.plot(
+            range(1, len(line) + 1), line, linewidth=1.6, markersize=4, markevery=marks, **styles[role.key]
+        )
+        half = int(np.searchsorted(np.cumsum(np.sort(values**2)[::-1]), 0.9 * best[role][0])) + 1
+        told.append(f"{title} holds 90 % of its energy in {half} of {len(values)}")
+    low = plot.axes.get_ylim()[0]
+    plot.axes.set_ylim(max(low, top / 10**_DECADES), top * 1.6)
+    plot.axes.locator_params(axis="x", integer=True, nbins=8)
+    plot.axes.set_xlim(left=1)
+    title_axis(plot.axes, "x", "component, largest first")
+    title_axis(plot.axes, "y", "value")
+    return plot.to_svg(name, f"Spectra of the {label}: {'; '.join(told)}.")
+
+
+def _unit(size: float) -> float:
+    """Power of ten to divide by, so that numbers fit their cells; 1 where they fit as they are."""
+    return 1.0 if size == 0 or 0.1 <= size < 1000 else 10.0 ** math.floor(math.log10(size))
+
+
+def _short(value: float) -> str:
+    """At most five letters."""
+    return f"{value:.0f}" if abs(value) >= 99.95 else f"{value:.{2 if value < 0 or abs(value) < 0.1 else 3}g}"

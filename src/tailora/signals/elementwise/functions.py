@@ -1,0 +1,93 @@
+"""Autograd functions that hand per-example gradients to slots instead of forming a weight gradient.
+
+Layer and tap keep what they need with ``save_for_backward``, so that both forms of gradient checkpointing free and
+recompute it.  A zero that requires a gradient keeps the graph alive where nothing else does.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+from torch.nn import functional as F
+
+Take = Callable[[Tensor, Tensor], None]
+"""Called with what was saved and the gradient at the output."""
+
+
+def spark(like: Tensor) -> Tensor:
+    """Return a zero that requires a gradient.
+
+    Args:
+        like: Whose device it is on.
+
+    Returns:
+        A scalar.
+    """
+    return torch.zeros((), device=like.device, requires_grad=True)
+
+
+class LinearTap(torch.autograd.Function):
+    """A linear layer, ``y = x W^T + b``, whose weight gets no gradient of its own."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, live: Tensor, take: Take) -> Tensor:
+        """Return the layer's output and keep its input."""
+        ctx.save_for_backward(x, weight)
+        ctx.take = take
+        return F.linear(x, weight, bias)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:  # pyright: ignore[reportIncompatibleMethodOverride]
+        """Hand input and output gradient on, and return the gradient of the input."""
+        x, weight = ctx.saved_tensors
+        with torch.autocast(gradient.device.type, enabled=False):
+            ctx.take(x, gradient)
+            inner = None
+            if ctx.needs_input_grad[0]:
+                inner = (gradient @ weight.to(gradient.dtype)).to(x.dtype)
+        return inner, None, None, None, None
+
+
+class TableTap(torch.autograd.Function):
+    """An embedding table whose weight gets no gradient of its own."""
+
+    @staticmethod
+    def forward(ctx: Any, rows: Tensor, weight: Tensor, live: Tensor, take: Take) -> Tensor:
+        """Return the rows and keep their numbers."""
+        ctx.save_for_backward(rows)
+        ctx.take = take
+        return F.embedding(rows, weight)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> tuple[None, ...]:  # pyright: ignore[reportIncompatibleMethodOverride]
+        """Hand row numbers and output gradient on."""
+        (rows,) = ctx.saved_tensors
+        with torch.autocast(gradient.device.type, enabled=False):
+            ctx.take(rows, gradient)
+        return None, None, None, None
+
+
+class Tap(torch.autograd.Function):
+    """The identity, which hands on a saved tensor and the gradient that passes."""
+
+    @staticmethod
+    def forward(ctx: Any, y: Tensor, saved: Tensor, live: Tensor, take: Take) -> Tensor:
+        """Return ``y`` unchanged."""
+        ctx.save_for_backward(saved)
+        ctx.take = take
+        return y.view_as(y)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:  # pyright: ignore[reportIncompatibleMethodOverride]
+        """Hand the saved tensor and the gradient on, and let the gradient pass."""
+        (saved,) = ctx.saved_tensors
+        with torch.autocast(gradient.device.type, enabled=False):
+            ctx.take(saved, gradient)
+        return gradient, None, None, None

@@ -1,0 +1,371 @@
+"""Forward and backward passes over batches: whole where that is exact, one example at a time elsewhere."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from tailora.errors import ProfileError, UserError
+from tailora.signals.base import Statistic
+from tailora.signals.batching import count_examples
+from tailora.signals.capture import (
+    Call,
+    InputsModified,
+    Recorder,
+    as_matrices,
+    direct_parameters,
+    is_batched,
+    observe,
+)
+from tailora.signals.examples import digests, example_of, for_model, halves_of, real_positions
+from tailora.signals.hidden_states import BlockStates
+from tailora.signals.losses import Loss, choose_loss, counted_examples
+from tailora.signals.model_labels import model_labels
+from tailora.signals.observations import Observation
+from tailora.signals.statistics.mean_gradient import MeanGradient
+from tailora.targets import Target
+
+if TYPE_CHECKING:
+    from tailora.signals.collect import Collecting
+
+Seen = list[Observation | None]
+"""Per target, what was seen of some examples; ``None`` where the loss does not reach it."""
+
+
+class Pass:
+    """Runs the model batch by batch and feeds exact per-example statistics.
+
+    Until one batch of several examples was found to be exact, everything a batch leaves is held, looked at, and only
+    then counted.  Afterwards each target is counted as soon as the backward pass has gone through it.
+
+    Attributes:
+        gradients: Whether a backward pass is needed.
+        examples: Examples that counted.
+        batches: Batches taken.
+        loss_sum: Sum of the examples' losses.
+        loss_name: Name of the loss.
+        one_by_one: Why examples are taken one at a time; empty while they are not.
+        skipped: Examples that were left out.
+        reached: Targets that the loss reached.
+        states: Collects hidden states; ``None`` where no signal asks for them.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        targets: Sequence[Target],
+        statistics: Sequence[Statistic],
+        how: Collecting,
+        states: BlockStates | None = None,
+    ) -> None:
+        """Look at the targets; no hook is registered yet."""
+        self.model, self.targets, self.statistics, self.how = model, targets, statistics, how
+        self.states = states
+        self.gradients = any(statistic.source == "gradients" for statistic in statistics)
+        self.recorder = Recorder(model, targets, gradients=self.gradients)
+        self.direct = direct_parameters(model, targets) if self.gradients else {}
+        self.loss_name = ""
+        self.loss_function: Loss | None = None
+        self.examples = self.batches = 0
+        self.loss_sum = 0.0
+        self.one_by_one = ""
+        self.skipped: list[str] = []
+        self.reached: set[int] = set()
+        self.proved = False
+        if self.direct:
+            self.one_by_one = f"{targets[next(iter(self.direct))].name} has no linear module to put hooks on"
+
+    def start(self) -> None:
+        """Register the hooks."""
+        self.recorder.start()
+        if self.states is not None:
+            self.states.start()
+
+    def stop(self) -> None:
+        """Remove the hooks."""
+        self.recorder.stop()
+        if self.states is not None:
+            self.states.stop()
+
+    def take(self, batch: dict[str, Any]) -> None:
+        """Take one batch, in one piece or one example at a time."""
+        size = count_examples(for_model(batch))
+        before = self.examples
+        try:
+            whole = (size == 1 or not self.one_by_one) and self._whole(batch, size)
+            if not whole:
+                self._rows(batch, size)
+        except InputsModified:
+            if self.recorder.clone or self.proved:
+                raise ProfileError(
+                    "a model layer changes its input in place in a way that cannot be followed; profile a float32 copy "
+                    "without in-place operations"
+                ) from None
+            self.recorder.clone = True
+            self.take(batch)
+            return
+        finally:
+            self.recorder.clear()
+        for statistic in self.statistics:
+            statistic.end_batch(self.examples - before)
+        self.batches += 1
+
+    def _whole(self, batch: dict[str, Any], size: int) -> bool:
+        """Take a whole batch; return false, with the reason kept, where that would not be exact."""
+        if not self.gradients:
+            return self._inputs(batch, size)
+        if self.proved and size > 1 and self.how.on_nonfinite == "raise":
+            self._streamed(batch, size)
+            return True
+        losses, counted = self._forward_backward(batch, size)
+        examples = len(losses)
+        for target, calls in zip(self.targets, self.recorder.calls, strict=True):
+            if size > 1 and not is_batched(calls, size):
+                shape = list(calls[0].inputs.shape)
+                self.one_by_one = f"the input of {target.name} is {shape} in a batch of {size} examples"
+                return False
+        seen = self._seen(batch, size, examples)
+        if self.how.check and not self.proved and examples > 1 and not self._draws():
+            with self._looking_away():
+                self._compare(batch, size, examples, seen)
+            if self.one_by_one:
+                return False
+        self._count(batch, size, losses, counted, seen)
+        self.proved = self.proved or examples > 1
+        return True
+
+    def _streamed(self, batch: dict[str, Any], size: int) -> None:
+        """Take a whole batch and count each target as soon as its gradients are there."""
+        broken: dict[int, Tensor] = {}
+        numbers: list[int] = []
+
+        def sink(index: int, calls: list[Call]) -> None:
+            if not is_batched(calls, size):
+                raise ProfileError(
+                    f"the input of {self.targets[index].name} is {list(calls[0].inputs.shape)} in a batch of {size} "
+                    "examples, unlike in the batches before; give batches of equal form"
+                )
+            seen = observe(calls, len(numbers))
+            if seen is None:
+                return
+            self._describe(batch, index, seen, len(calls), numbers)
+            assert seen.output_gradients is not None
+            broken[index] = ~torch.isfinite(_row_sums(seen.output_gradients))
+            self._update(index, seen)
+
+        self.recorder.sink = sink
+        try:
+            losses, counted = self._forward_backward(batch, size, numbers)
+            for index, calls in enumerate(self.recorder.calls):
+                if any(call.output_gradient is not None for call in calls):
+                    sink(index, calls)
+        finally:
+            self.recorder.sink = None
+        for index, flags in broken.items():
+            if bool(flags.any()):
+                raise self._not_finite(index, int(flags.int().argmax()))
+        self._count(batch, size, losses, counted, [])
+
+    def _rows(self, batch: dict[str, Any], size: int) -> None:
+        """Take a batch one example at a time: exact whatever the model does with its batch dimension."""
+        step = self._rows_per_example(batch, size)
+        for start in range(0, size, step):
+            row = example_of(batch, start // step, step)
+            if self.gradients:
+                losses, counted = self._forward_backward(row, step)
+                self._count(row, step, losses, counted, self._seen(row, step, 1), offset=start // step)
+            else:
+                self._inputs(row, step, alone=True)
+
+    def _rows_per_example(self, batch: dict[str, Any], size: int) -> int:
+        """Return how many rows make one example, which the loss alone knows."""
+        if not self.gradients or not callable(self.how.loss):
+            return 1
+        with torch.no_grad(), self._looking_away():
+            self.recorder.clear()
+            losses = self._losses(self.model(**for_model(batch)), batch, size)
+            self.recorder.clear()
+        return size // max(len(losses), 1)
+
+    def _inputs(self, batch: dict[str, Any], size: int, *, alone: bool = False) -> bool:
+        """Take what a forward pass alone shows."""
+        self.recorder.clear()
+        self.model(**for_model(batch))
+        for target, calls in zip(self.targets, self.recorder.calls, strict=True):
+            if size > 1 and calls and not is_batched(calls, size):
+                self.one_by_one = (
+                    f"the input of {target.name} is {list(calls[0].inputs.shape)} in a batch of {size} examples"
+                )
+                return False
+        numbers = digests(batch, size, size)
+        for index, calls in enumerate(self.recorder.calls):
+            seen = observe(calls, 1 if alone else size, gradients=False)
+            if seen is not None:
+                self._describe(batch, index, seen, len(calls), numbers)
+                self._update(index, seen)
+        self.examples += size
+        self._commit(batch, numbers)
+        self._keep_states(batch, None)
+        return True
+
+    def _forward_backward(
+        self, batch: dict[str, Any], size: int, numbers: list[int] | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """Run the model and send each example's own loss back; return losses ``[n]`` and which of them count."""
+        self.recorder.clear()
+        for parameter in self.direct.values():
+            parameter.grad = None
+        outputs = self.model(**for_model(batch))
+        if self.loss_function is None:
+            self.loss_name, self.loss_function = choose_loss(self.how.loss, self.model, outputs, batch)
+        losses = self._losses(outputs, batch, size)
+        if numbers is not None:
+            numbers += digests(batch, size, len(losses))
+        finite = torch.isfinite(losses)
+        if self.how.on_nonfinite == "raise" and not finite.all():
+            raise ProfileError(
+                f"the loss of example {int((~finite).int().argmax())} in calibration batch number {self.batches} is "
+                "not finite; look at that example, or profile in float32"
+            )
+        if not losses.requires_grad:
+            raise ProfileError("the loss reaches none of the targets; do the labels belong to this model?")
+        self.recorder.backward = True
+        # The sum, not the mean: examples do not touch each other, so the gradient that reaches row n is that of its
+        # own loss.
+        (losses if bool(finite.all()) else losses[finite]).sum().backward()
+        counted = counted_examples(self.loss_name, batch, losses)
+        return losses.detach(), counted
+
+    def _losses(self, outputs: Any, batch: dict[str, Any], size: int) -> Tensor:
+        assert self.loss_function is not None or self.how.loss != "auto"
+        if self.loss_function is None:
+            self.loss_name, self.loss_function = choose_loss(self.how.loss, self.model, outputs, batch)
+        if self.how.labels == "model":
+            batch = model_labels(self.loss_name, outputs, batch, digests(batch, size, size), self.how.seed)
+        losses = self.loss_function(outputs, batch)
+        if losses.ndim != 1 or not len(losses) or size % len(losses):
+            raise UserError(
+                f"loss {self.loss_name!r} returned {list(losses.shape)}, not one value per example [{size}]"
+            )
+        return losses
+
+    def _seen(self, batch: dict[str, Any], size: int, examples: int) -> Seen:
+        """Return what the last pass left with the hooks and the direct parameters."""
+        numbers = digests(batch, size, examples)
+        seen: Seen = []
+        for index, calls in enumerate(self.recorder.calls):
+            held = observe(calls, examples)
+            if held is not None:
+                self._describe(batch, index, held, len(calls), numbers)
+            seen.append(held)
+        for index, parameter in self.direct.items():
+            if parameter.grad is not None:
+                seen[index] = Observation(
+                    weights=as_matrices(self.targets[index], parameter.grad), halves=halves_of(numbers)
+                )
+        return seen
+
+    def _describe(self, batch: dict[str, Any], index: int, seen: Observation, calls: int, numbers: list[int]) -> None:
+        """Say which half each example belongs to and which positions are padding."""
+        seen.halves = halves_of(numbers[: len(seen)])
+        if seen.inputs is not None:
+            examples, length = seen.inputs.shape[:2]
+            seen.real = real_positions(batch, self.targets[index], examples, length, calls)
+            if seen.real is not None:
+                seen.real = seen.real.to(seen.inputs.device)
+
+    def _count(
+        self, batch: dict[str, Any], size: int, losses: Tensor, counted: Tensor, seen: Seen, *, offset: int = 0
+    ) -> None:
+        """Count examples and what was seen of them, once they are certain to be used."""
+        keep = (counted if len(counted) == len(losses) else torch.ones_like(losses, dtype=torch.bool)).cpu()
+        good = torch.isfinite(losses).cpu()
+        for index, held in enumerate(seen):
+            if held is None:
+                continue
+            flags = _finite_rows(held)
+            if self.how.on_nonfinite == "raise" and not flags[keep].all():
+                raise self._not_finite(index, int((~flags).int().argmax()) + offset)
+            good &= flags
+        for place in (~good & keep).nonzero().flatten().tolist():
+            self.skipped.append(f"example {place + offset} of batch {self.batches}")
+        keep &= good
+        for index, held in enumerate(seen):
+            if held is not None and bool(good.any()):
+                self._update(index, held if bool(good.all()) else held.rows(good))
+        self.examples += int(keep.sum())
+        self.loss_sum += float(losses.double()[keep.to(losses.device)].sum())
+        numbers = digests(batch, size, len(losses))
+        self._commit(batch, [number for number, kept in zip(numbers, keep.tolist(), strict=True) if kept])
+        self._keep_states(batch, keep if len(keep) == size else None)
+
+    def _keep_states(self, batch: Mapping[str, Any], rows: Tensor | None) -> None:
+        if self.states is not None:
+            self.states.commit(for_model(batch), rows)
+
+    def _looking_away(self) -> contextlib.AbstractContextManager[None]:
+        return contextlib.nullcontext() if self.states is None else self.states.paused()
+
+    def _commit(self, batch: Mapping[str, Any], numbers: list[int]) -> None:
+        """Tell statistics that divide by the examples of a half how many there were."""
+        for statistic in self.statistics:
+            if isinstance(statistic, MeanGradient):
+                statistic.count(halves_of(numbers))
+
+    def _update(self, index: int, seen: Observation) -> None:
+        if seen.has_gradients:
+            self.reached.add(index)
+        for statistic in self.statistics:
+            if seen.has_gradients or statistic.source == "inputs":
+                statistic.update(index, seen)
+
+    def _draws(self) -> bool:
+        """Tell whether two passes differ by chance, so that examples alone cannot be compared with the batch."""
+        return self.how.mode == "train" and any(
+            isinstance(module, nn.Dropout) and module.p > 0 for module in self.model.modules()
+        )
+
+    def _compare(self, batch: dict[str, Any], size: int, examples: int, seen: Seen) -> None:
+        """Fall back to one example at a time when two examples' gradients depend on who else is in the batch."""
+        rows, step = (0, examples - 1), size // examples
+        together = [[_squared_norm(held, row) for held in seen] for row in rows]
+        coarse = any(p.dtype in (torch.float16, torch.bfloat16) for p in self.model.parameters())
+        for row, wholes in zip(rows, together, strict=True):
+            single = example_of(batch, row, step)
+            self._forward_backward(single, step)
+            alone = [_squared_norm(held, 0) for held in self._seen(single, step, 1)]
+            scale = max(max(alone), 1e-300)
+            for target, one, other in zip(self.targets, wholes, alone, strict=True):
+                if abs(one - other) > (0.1 if coarse else 2e-3) * max(other, 1e-6 * scale):
+                    self.one_by_one = f"batched gradients of {target.name} differ from those of single examples"
+                    return
+
+    def _not_finite(self, index: int, row: int) -> ProfileError:
+        return ProfileError(
+            f"the gradient of {self.targets[index].name} for example {row} in calibration batch number {self.batches} "
+            "is not finite; look at that example, or profile in float32"
+        )
+
+
+def _row_sums(gradients: Tensor) -> Tensor:
+    """Return one number per example that is finite where every gradient is."""
+    return torch.linalg.vector_norm(gradients.flatten(1).to(torch.float32), dim=1, ord=1)
+
+
+def _finite_rows(seen: Observation) -> Tensor:
+    held = seen.weights if seen.weights is not None else seen.output_gradients
+    assert held is not None
+    return torch.isfinite(held).flatten(1).all(dim=1).cpu()
+
+
+def _squared_norm(seen: Observation | None, row: int) -> float:
+    """Return the squared norm of one example's gradient."""
+    if seen is None:
+        return 0.0
+    one = torch.zeros(len(seen), dtype=torch.bool)
+    one[row] = True
+    return float(seen.rows(one).squared_norms()[0])

@@ -1,0 +1,55 @@
+"""Freezing a model for a pass and giving everything back as it was."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator, Mapping
+from typing import Any, Literal
+
+import torch
+from torch import nn
+
+Mode = Literal["eval", "train"]
+
+
+@contextlib.contextmanager
+def undisturbed(model: nn.Module, direct: Mapping[int, nn.Parameter], mode: Mode = "eval") -> Iterator[None]:
+    """Freeze and quieten a model, and give everything back as it was, whatever happens.
+
+    No parameter requires a gradient but ``direct`` ones, and there is no key-value cache; training flags,
+    ``requires_grad``, ``.grad`` and the random state return afterwards.
+
+    Args:
+        model: The model.
+        direct: Parameters whose own gradient is wanted.
+        mode: ``eval`` (no dropout) or ``train`` (dropout and gradient checkpointing as the model is set).
+
+    Yields:
+        Nothing.
+    """
+    training = {module: module.training for module in model.modules()}
+    required = {parameter: parameter.requires_grad for parameter in model.parameters()}
+    gradients = {parameter: parameter.grad for parameter in direct.values()}
+    found = [getattr(module, "config", None) for module in model.modules()]
+    configs: dict[int, Any] = {id(config): config for config in found if getattr(config, "use_cache", None)}
+    devices = sorted({p.device for p in required if p.device.type == "cuda"}, key=str)
+    with torch.random.fork_rng(devices=devices):
+        try:
+            model.train(mode == "train")
+            for parameter in required:
+                parameter.requires_grad_(False)
+            for parameter in direct.values():
+                parameter.requires_grad_(True)
+                parameter.grad = None
+            for config in configs.values():
+                config.use_cache = False
+            yield
+        finally:
+            for module, flag in training.items():
+                module.training = flag
+            for parameter, flag in required.items():
+                parameter.requires_grad_(flag)
+            for parameter, gradient in gradients.items():
+                parameter.grad = gradient
+            for config in configs.values():
+                config.use_cache = True
