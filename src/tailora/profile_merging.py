@@ -67,8 +67,9 @@ def merge(profiles: Sequence[Profile], model: nn.Module | None = None) -> Profil
     _check(profiles)
     first = profiles[0]
     seed, options = int(first.meta.get("seed", 0)), dict(first.meta.get("options") or {})
-    context = Context(model, first.targets, seed, options)  # type: ignore[arg-type]
     names = [name for name in first.signals if name in SIGNALS]
+    options |= {"sketch": 0} if any(SIGNALS[name].whole for name in names) else {}
+    context = Context(model, first.targets, seed, options)  # type: ignore[arg-type]
     statistics: Statistics = {kind: kind(context) for name in names for kind in SIGNALS[name].needs}
     total = _added([profile.sums or {} for profile in profiles])
     try:

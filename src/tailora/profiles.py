@@ -302,6 +302,7 @@ def profile(
         "one_by_one": found.one_by_one,
         "skipped": list(found.skipped),
         "stability": found.stability,
+        "calibration_curve": [list(point) for point in found.curve],
         "options": dict(options or {}),
         "seed": seed,
         "seconds": round(time.perf_counter() - started, 3),

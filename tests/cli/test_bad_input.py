@@ -8,10 +8,14 @@ from pathlib import Path
 
 import pytest
 
+import models
+import tailora
 from tailora.recipes import recipe_names
+from tailora.signals import SIGNALS, partial
 
 FORMS = "write it as 'r=8', '2.4M', '300k', '0.5%', '12MB' or a whole number of parameters"
 RECIPES = ", ".join(recipe_names())
+KNOWN_SIGNALS = ", ".join(sorted(SIGNALS.names()))
 TERMS = (
     "all-linear, attention, ffn, query-value, upper:0.5, lower:0.5, layers:0-5,11, stack:decoder, cross-attention, "
     "role:attention.query+ffn.up, regex:..."
@@ -28,6 +32,7 @@ NOT_REACHED = (
     "We couldn't connect to 'https://huggingface.co' to load the files, and couldn't find them in the cached files."
 )
 PLAN = "plan --profile HOME/p"
+PROFILE = "profile HOME/llama --data HOME/counting.txt -o TMP/p"
 TRAIN = "train HOME/run.yaml output=TMP/runs"
 
 
@@ -105,7 +110,7 @@ def test_impossible_budgets(command, files, budget, sentence):
         ),
         (
             "-r spectral --signal fischer",
-            "unknown signal 'fischer'; did you mean 'fisher'? known: fisher, fisher_batch_b, gradient_spectrum",
+            f"unknown signal 'fischer'; did you mean 'fisher'? known: {KNOWN_SIGNALS}",
         ),
         (
             "-r fim-lora --signal fisher_batch_b",
@@ -172,7 +177,7 @@ def test_names_and_options_of_plan(command, files, line, sentence):
         ("train TMP", "configuration 'TMP' is a folder; give the file inside it"),
         (
             "profile HOME/llama --data HOME/counting.txt -o TMP/p --signals fischer",
-            "unknown signal 'fischer'; did you mean 'fisher'? known: fisher, fisher_batch_b, gradient_spectrum",
+            f"unknown signal 'fischer'; did you mean 'fisher'? known: {KNOWN_SIGNALS}",
         ),
         (
             "profile HOME/llama --data HOME/counting.txt -o TMP/p --batch-size 0",
@@ -183,6 +188,125 @@ def test_names_and_options_of_plan(command, files, line, sentence):
 def test_places_where_nothing_is(command, files, line, sentence):
     refused(command(line), sentence)
     assert files() == []
+
+
+@pytest.mark.parametrize(
+    ("line", "sentence"),
+    [
+        ("--labels x", "labels='x' is not known; use 'data' or 'model'"),
+        ("--pooling max", "pooling='max' is not known; use 'mean' or 'last' or 'first'"),
+        ("--on-nonfinite ignore", "on_nonfinite='ignore' is not known; use 'raise' or 'skip'"),
+        (
+            "--until 3",
+            "until=3.0 must lie between 0 and 1 and needs the signal 'fisher'; add it or leave until out",
+        ),
+        (
+            "--until 0.9 --signals gradient_norm",
+            "until=0.9 must lie between 0 and 1 and needs the signal 'fisher'; add it or leave until out",
+        ),
+        ("--signals ''", "signals is empty; name at least one, such as 'fisher'"),
+        (
+            "--signals intrinsic_dimension --examples 8",
+            "8 examples are too few for an intrinsic dimension with twonn and halves of them as replicates; profile at "
+            "least 22, better 2,500",
+        ),
+        (
+            "--signals intrinsic_dimension --resume TMP/unfinished",
+            "an unfinished 'intrinsic_dimension' cannot be resumed; measure it in a profile of its own",
+        ),
+        ("--resume TMP", "'TMP' is a folder; give --resume the name of a file in it"),
+        (
+            "--resume HOME/counting.txt",
+            "the unfinished profile 'HOME/counting.txt' cannot be continued (Error while deserializing header: header "
+            "too large); remove it to start anew",
+        ),
+        (
+            "--resume HOME/counting.txt/unfinished",
+            "'HOME/counting.txt' cannot be written to: 'HOME/counting.txt' is a file; choose another place",
+        ),
+    ],
+)
+def test_options_of_profile(command, files, line, sentence):
+    refused(command(f"{PROFILE} {line}"), sentence)
+    assert files() == []
+
+
+@pytest.mark.parametrize(
+    ("placement", "reason"),
+    [
+        ("attention", "cannot be continued (it measures other targets)"),
+        ("all-linear", "was measured on other batches"),
+    ],
+)
+def test_the_unfinished_pass_of_another_profile(command, files, home, tmp_path, monkeypatch, placement, reason):
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    monkeypatch.setattr(partial.Partial.__init__, "__kwdefaults__", {"every": 0.0})
+    model, file = AutoModelForCausalLM.from_pretrained(home / "llama"), tmp_path / "unfinished"
+
+    def stop(seen):
+        if seen > 3:
+            raise KeyboardInterrupt
+
+    words = torch.arange(24).reshape(3, 8)
+    batches = [{"input_ids": words, "labels": words}, {"input_ids": words + 8, "labels": words + 8}]
+    with pytest.raises(KeyboardInterrupt):
+        tailora.profile(model, batches, ("fisher",), placement=placement, resume=file, progress=stop)
+    sentence = f"the unfinished profile 'TMP/unfinished' {reason}; remove it to start anew"
+    refused(command(f"{PROFILE} --signals fisher --resume TMP/unfinished"), sentence)
+    assert files() == ["unfinished"]
+
+
+@pytest.mark.parametrize(
+    ("line", "sentence"),
+    [
+        (
+            "merge HOME/p HOME/p -o TMP/m",
+            "the profile in 'HOME/p' was saved without its sums; profile again with keep_sums=True",
+        ),
+        (
+            "merge TMP HOME/p -o TMP/m",
+            "'TMP' holds no profile (profile.json is missing); make one with 'tailora profile'",
+        ),
+        ("merge HOME/s -o TMP/m", "merging needs two profiles or more, not 1; name another"),
+        (
+            "merge HOME/s HOME/a HOME/s -o TMP/m",
+            "'HOME/s' is the same profile as 'HOME/s' and its examples would count twice; leave one of them out",
+        ),
+        (
+            "merge HOME/s HOME/a -o TMP/m",
+            "profile number 2 measures other targets or signals than the first; measure both alike",
+        ),
+        (
+            "merge HOME/s HOME/a -o HOME/counting.txt",
+            "'HOME/counting.txt' cannot be written to: 'HOME/counting.txt' is a file; choose another place",
+        ),
+        ("compare HOME/p TMP", "'TMP' holds no profile (profile.json is missing); make one with 'tailora profile'"),
+    ],
+)
+def test_profiles_that_do_not_fit_together(command, files, home, line, sentence):
+    for name, placement in (("s", "all-linear"), ("a", "attention")):
+        if not (home / name).exists():
+            tailora.profile(
+                models.build("llama"), models.batches("llama"), ("fisher",), placement=placement, keep_sums=True
+            ).save(home / name)
+    refused(command(line), sentence)
+    assert files() == []
+
+
+def test_profiles_that_share_no_signal(command, home, tmp_path):
+    tailora.profile(models.build("llama"), (), ("stable_rank",)).save(tmp_path / "weights")
+    result = command("compare HOME/p TMP/weights")
+    assert (result.status, result.out, len(result.said)) == (2, "", 1)
+    assert result.said[0].startswith("the profiles share 14 targets and 0 signals; ")
+
+
+def test_a_profile_of_the_weights_alone_says_so(command, tmp_path):
+    result = command(f"{PROFILE} --signals stable_rank")
+    assert result.status == 0
+    assert "stable_rank of 14 targets from the weights alone in" in result.out
+    assert "read from the weights alone" in command("report TMP/p").out + (tmp_path / "p/report.html").read_text()
 
 
 @pytest.mark.parametrize(

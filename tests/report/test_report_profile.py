@@ -15,7 +15,7 @@ from tailora.errors import UserError
 from tailora.profiles import Profile
 from tailora.report.profile_content import ProfileContent, signals_csv
 from tailora.report.profile_figures import is_logarithmic, spectra, value_heat_map, values_by_depth
-from tailora.report.profile_page import is_profile, render_profile, write_profile_report
+from tailora.report.profile_page import is_profile, render_profile, signal_rows, write_profile_report
 from tailora.targets import Target
 
 EVIL = '<script>alert("x")</script>&$a_b$'
@@ -187,3 +187,70 @@ def test_what_is_a_profile(tmp_path):
     with pytest.raises(UserError):
         write_profile_report(tmp_path)
     assert not (tmp_path / "report.html").exists()
+
+
+def test_a_cross_spectrum_counts_what_is_positive_and_is_drawn_on_a_linear_scale():
+    values = np.zeros((7, 5))
+    values[:, :4] = [1.0, 3.0, -2.0, 0.5]
+    content = ProfileContent.of(make_profile(gradient_cross_spectrum=values))
+    (view,) = [signal for signal in content.signals if signal.name == "gradient_cross_spectrum"]
+    assert view.column == "gradient_cross_spectrum_positive_energy"
+    assert set(view.values.values()) == {10.25}
+    text = spectra(content.targets, view.spectra, name="s", label="x")
+    # 9 of 10.25 is less than 90 %; the last zero is padding; the values are not sorted.
+    assert "attention query 0 holds 90 % of its energy in 2 of 4" in text
+    assert "largest first" not in text
+    assert "−2" in text
+    assert "on a linear scale" in render_profile(content)
+    falling = spectra(content.targets, {"embed": np.array([3.0, 1.0, 0.0, 0.0])}, name="s", label="x")
+    assert "embedding holds 90 % of its energy in 1 of 2" in falling
+    assert "largest first" in falling
+
+
+def test_shares_are_no_amplitudes():
+    shares = np.zeros((7, 6))
+    shares[:, :3] = [0.3, 0.25, 0.1]
+    content = ProfileContent.of(make_profile(explained_variance=shares))
+    (view,) = [signal for signal in content.signals if signal.name == "explained_variance"]
+    assert view.column == "explained_variance_largest"
+    assert set(view.values.values()) == {0.3}
+    text = spectra(content.targets, view.spectra, name="s", label="x", shares=True)
+    assert "attention query 0 holds half of its variance in 2 of 3" in text
+    few = spectra(content.targets, {"embed": np.array([0.2, 0.1])}, name="s", label="x", shares=True)
+    assert "embedding holds less than half of its variance in all 2" in few
+
+
+def test_a_singular_weight_is_called_so():
+    values = np.array([2.0, np.finfo(np.float64).max, 3.0, np.inf, 5.0, np.nan, 900.0])
+    content = ProfileContent.of(make_profile(condition_number=values))
+    (view,) = [signal for signal in content.signals if signal.name == "condition_number"]
+    names = [target["name"] for target in content.targets]
+    assert view.singular == (names[1], names[3])
+    assert max(view.values.values()) == 900.0
+    assert view.missing == 1
+    text = render_profile(content)
+    assert text.count(">sing.<") == 2
+    assert "2 weights are singular (sing. in the map)" in text
+    assert "one a target; unknown for 1; 2 weights singular" in text
+    (row,) = [row for row in signal_rows(content) if row["signal"] == "condition number"]
+    assert (row["smallest"], row["largest"], row["at"]) == ("2", "singular", names[1])
+    cells = [row["condition_number"] for row in csv.DictReader(io.StringIO(signals_csv(content)))]
+    assert cells == ["2.0", "inf", "3.0", "inf", "5.0", "", "900.0"]
+    Page(render_profile(ProfileContent.of(make_profile(condition_number=np.full(7, np.finfo(np.float64).max)))))
+
+
+def test_only_a_condition_number_is_singular():
+    content = ProfileContent.of(make_profile(stable_rank=np.array([1.0, np.inf, 2, 3, 4, 5, 6])))
+    (view,) = [signal for signal in content.signals if signal.name == "stable_rank"]
+    assert (view.singular, view.missing) == ((), 1)
+    assert "sing." not in render_profile(content)
+
+
+def test_a_spectrum_with_a_gap_is_unknown():
+    values = np.ones((7, 3))
+    values[2, 1] = np.nan
+    content = ProfileContent.of(make_profile(weight_spectrum=values))
+    (view,) = [signal for signal in content.signals if signal.name == "weight_spectrum"]
+    assert view.missing == 1
+    assert content.targets[2]["name"] not in view.values
+    assert content.targets[2]["name"] not in view.spectra

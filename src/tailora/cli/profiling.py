@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -55,6 +56,10 @@ def profile(
 
     # Before minutes of measuring rather than after.
     check_writable(output)
+    if resume is not None:
+        check_writable(resume.parent)
+        if resume.is_dir():
+            raise UserError(f"{str(resume)!r} is a folder; give --resume the name of a file in it")
     names = tuple(name.strip() for name in signals.split(",") if name.strip())
     names = tuple(SIGNALS.names()) if names == ("all",) else names
     for name in names:
@@ -79,10 +84,9 @@ def profile(
     if json:
         print_json({"profile": str(output), "hash": found.hash, "meta": dict(found.meta)})
     else:
-        meta = found.meta
         print(
-            f"{output}: {', '.join(found.signals)} of {len(found.targets)} targets from {meta['examples']} examples "
-            f"(mean loss {meta['mean_loss']:.4f}) in {meta['seconds']:.1f} s"
+            f"{output}: {', '.join(found.signals)} of {len(found.targets)} targets from {_source(found.meta)} in "
+            f"{found.meta['seconds']:.1f} s"
         )
     _tell(found)
 
@@ -99,6 +103,13 @@ def merge(
 
     check_writable(output)
     parts = [load_with_sums(folder) for folder in profiles]
+    for number, part in enumerate(parts):
+        # The same examples twice would only make the profile look surer than it is.
+        if (earlier := next((n for n in range(number) if parts[n].hash == part.hash), None)) is not None:
+            raise UserError(
+                f"{str(profiles[number])!r} is the same profile as {str(profiles[earlier])!r} and its examples would "
+                "count twice; leave one of them out"
+            )
     found = join(parts)
     found.save(output)
     lost = [name for name in parts[0].signals if name not in found.signals]
@@ -107,7 +118,7 @@ def merge(
     if json:
         print_json({"profile": str(output), "hash": found.hash, "meta": dict(found.meta)})
         return
-    print(f"{output}: {', '.join(found.signals)} from {found.meta['examples']} examples of {len(parts)} profiles")
+    print(f"{output}: {', '.join(found.signals)} from {_source(found.meta)} of {len(parts)} profiles")
 
 
 def compare(
@@ -162,6 +173,14 @@ def _tell(found: Any) -> None:
     if meta["skipped"]:
         say(f"tailora: {len(meta['skipped'])} examples were not finite and left out: {', '.join(meta['skipped'][:5])}")
     tell_noise(found)
+
+
+def _source(meta: Mapping[str, Any]) -> str:
+    """Say what a profile was measured on."""
+    if not meta["loss"] and not meta["examples"]:
+        return "the weights alone"
+    loss = f" (mean loss {meta['mean_loss']:.4f})" if meta["loss"] else ""
+    return f"{meta['examples']} examples{loss}"
 
 
 def _column(name: str) -> str | int:

@@ -18,6 +18,8 @@ _LEFT = 52
 _HEADER = 42
 _STACK_GAP = 22
 _SCALE_HEIGHT = 34
+SINGULAR = "sing."
+"""What stands in the cell of an infinite number, the condition number of a singular weight."""
 FULL = 0.78
 """Opacity of the deepest cell: what the page's text is still read on, black on white paper and white on black."""
 
@@ -71,7 +73,7 @@ def signal_heat_map(
 
     Args:
         plan: The plan whose targets were measured.
-        values: Signal per target name.
+        values: Signal per target name; an infinite one is shown as singular.
         name: Unique on the page.
         label: Name of the signal, for the alt text.
         average: Whether several targets in one place show their mean instead of their sum.
@@ -80,12 +82,14 @@ def signal_heat_map(
         SVG text.
     """
     grid = build_grid(plan["targets"], values, average=average)
-    positive = [value for value in grid.cells.values() if value > 0]
+    positive = [value for value in grid.cells.values() if 0 < value < math.inf]
     top, bottom = max(positive, default=1.0), min(positive, default=1.0)
     # Three decades at most: below a thousandth of the largest cell the differences no longer matter for a rank.
     span = min(3.0, max(0.3, math.log10(top / bottom))) if bottom > 0 else 3.0
 
     def strength(value: float) -> float:
+        if math.isinf(value):
+            return 1.0
         return 0.0 if value <= 0 else max(0.04, 1 + math.log10(value / top) / span)
 
     alt = f"Heat map of {label} by layer and role"
@@ -99,7 +103,7 @@ def signal_heat_map(
         alt=alt + ".",
         colour=ORANGE,
         strength=strength,
-        text=lambda value: _percent(value / top),
+        text=lambda value: SINGULAR if math.isinf(value) else _percent(value / top),
         tip=lambda value: f"{label} {value:.3g}",
         scale=[(f"{_percent(mark)} %", strength(mark * top)) for mark in marks],
         scale_title="of the largest",

@@ -9,10 +9,11 @@ from typing import Any
 
 import numpy as np
 
+from tailora.report import formats
 from tailora.report.grids import Column, build_grid, role_of, row_of
-from tailora.report.heatmaps import draw_grid, signal_heat_map
+from tailora.report.heatmaps import SINGULAR, draw_grid, signal_heat_map
 from tailora.report.plots import Plot, decades, layer_axis, plain_numbers, title_axis
-from tailora.report.style import BLUE, ORANGE, series_style
+from tailora.report.style import BLUE, MUTED, ORANGE, clip_label, series_style
 
 SPREAD = 10.0
 """Numbers that are all positive and differ by more than this factor are shown on a logarithmic scale."""
@@ -39,25 +40,31 @@ def value_heat_map(
 
     Args:
         targets: Targets of a profile.
-        values: Finite number per target name.
+        values: Finite number per target name; an infinite one is shown as singular.
         name: Unique on the page.
         label: What the numbers are.
 
     Returns:
-        SVG text, or ``None`` without numbers.
+        SVG text, or ``None`` without a finite number.
     """
-    if not values:
+    held = {target: value for target, value in values.items() if math.isfinite(value)}
+    if not held:
         return None
-    if is_logarithmic(values):
+    if is_logarithmic(held):
         return signal_heat_map({"targets": targets}, values, name=name, label=label, average=True)
     grid = build_grid(targets, values, average=True)
-    low, high = min(grid.cells.values()), max(grid.cells.values())
+    cells = [value for value in grid.cells.values() if math.isfinite(value)]
+    if not cells:
+        return None
+    low, high = min(cells), max(cells)
     unit = _unit(max(abs(low), abs(high)))
 
     def strength(value: float) -> float:
+        if math.isinf(value):
+            return 1.0
         return 0.08 + 0.92 * (value - low) / (high - low) if high > low else 0.5
 
-    row, column = max(grid.cells, key=lambda place: grid.cells[place])
+    row, column = next(place for place, value in grid.cells.items() if value == high)
     marks = list(dict.fromkeys([low, (low + high) / 2, high]))
     return draw_grid(
         grid,
@@ -65,7 +72,7 @@ def value_heat_map(
         alt=f"Heat map of {label} by layer and role, from {low:.3g} to {high:.3g} at {row.title}, {column.title}.",
         colour=ORANGE,
         strength=strength,
-        text=lambda value: _short(value / unit),
+        text=lambda value: SINGULAR if math.isinf(value) else _short(value / unit),
         tip=lambda value: f"{label} {value:.4g}",
         scale=[(_short(mark / unit), strength(mark)) for mark in marks],
         scale_title="" if unit == 1 else f"× {unit:.0e}",
@@ -73,7 +80,7 @@ def value_heat_map(
 
 
 def values_by_depth(
-    targets: Sequence[Mapping[str, Any]], values: Mapping[str, float], *, name: str, label: str
+    targets: Sequence[Mapping[str, Any]], values: Mapping[str, float], *, name: str, label: str, axis: str = ""
 ) -> str | None:
     """Draw the mean over each layer's targets, and the range of these around it.
 
@@ -82,6 +89,7 @@ def values_by_depth(
         values: Finite number per target name.
         name: Unique on the page.
         label: What the numbers are.
+        axis: The same in few words, for the axis.
 
     Returns:
         SVG text, or ``None`` with less than two layers.
@@ -110,32 +118,35 @@ def values_by_depth(
         (line,) = plot.axes.plot(own, [means[n] for n in own], color=BLUE, linewidth=2, marker="o", markersize=5)
         plot.handles = plot.handles or [line, fill]
     layer_axis(plot.axes, rows)
-    title_axis(plot.axes, "y", label)
+    title_axis(plot.axes, "y", clip_label(axis or label, 30))
     top = max(range(len(rows)), key=means.__getitem__)
     ends = f"from {means[0]:.3g} at {rows[0].title} to {means[-1]:.3g} at {rows[-1].title}"
     return plot.to_svg(name, f"Mean {label} by layer: {ends}, highest with {means[top]:.3g} at {rows[top].title}.")
 
 
 def spectra(
-    targets: Sequence[Mapping[str, Any]], rows: Mapping[str, np.ndarray], *, name: str, label: str
+    targets: Sequence[Mapping[str, Any]], rows: Mapping[str, np.ndarray], *, name: str, label: str, shares: bool = False
 ) -> str | None:
-    """Draw, for every role, the spectrum of the target with the most energy, on a logarithmic scale.
+    """Draw, for every role, the spectrum of the target with the most energy.
+
+    The axis is logarithmic; where one of the values shown is negative it is linear.
 
     Args:
         targets: Targets of a profile.
-        rows: Target name to its values ``[k]``, largest first.
+        rows: Target name to its finite values ``[k]``; zeros at the end are padding.
         name: Unique on the page.
         label: Name of the signal.
+        shares: Whether the values are shares of one whole instead of amplitudes.
 
     Returns:
         SVG text, or ``None`` where nothing is positive.
     """
     best: dict[Column, tuple[float, str, np.ndarray]] = {}
     for target in targets:
-        values = rows.get(target["name"])
-        if values is None or not (values > 0).any():
+        values = np.trim_zeros(rows.get(target["name"], np.zeros(0)), "b")
+        if not (values > 0).any():
             continue
-        role, energy = role_of(target), float((values**2).sum())
+        role, energy = role_of(target), float((np.maximum(values, 0.0) ** 2).sum())
         if role not in best or energy > best[role][0]:
             depth = target["depth"]
             best[role] = (energy, role.title if depth is None else f"{role.title} {depth}", values)
@@ -144,25 +155,40 @@ def spectra(
         return None
     styles = series_style([role.key for role in shown])
     plot = Plot([best[role][1] for role in shown], left=62, bottom=46)
-    decades(plot.axes)
-    top = max(float(best[role][2].max()) for role in shown)
+    linear = any((best[role][2] < 0).any() for role in shown)
+    if linear:
+        plot.axes.yaxis.set_major_formatter(lambda value, _: formats.number(value))
+        plot.axes.axhline(0, color=MUTED, linewidth=1)
+    else:
+        decades(plot.axes)
     told = []
     for role in shown:
         _, title, values = best[role]
-        line = np.where(values > 0, values, np.nan)
+        line = values if linear else np.where(values > 0, values, np.nan)
         marks = max(1, len(line) // 8)
         plot.handles += plot.axes.plot(
             range(1, len(line) + 1), line, linewidth=1.6, markersize=4, markevery=marks, **styles[role.key]
         )
-        half = int(np.searchsorted(np.cumsum(np.sort(values**2)[::-1]), 0.9 * best[role][0])) + 1
-        told.append(f"{title} holds 90 % of its energy in {half} of {len(values)}")
-    low = plot.axes.get_ylim()[0]
-    plot.axes.set_ylim(max(low, top / 10**_DECADES), top * 1.6)
+        told.append(f"{title} {_concentration(values, shares)}")
+    if not linear:
+        top, low = max(float(best[role][2].max()) for role in shown), plot.axes.get_ylim()[0]
+        plot.axes.set_ylim(max(low, top / 10**_DECADES), top * 1.6)
     plot.axes.locator_params(axis="x", integer=True, nbins=8)
     plot.axes.set_xlim(left=1)
-    title_axis(plot.axes, "x", "component, largest first")
-    title_axis(plot.axes, "y", "value")
+    falling = all((np.diff(best[role][2]) <= 0).all() for role in shown)
+    title_axis(plot.axes, "x", "component, largest first" if falling else "component")
+    title_axis(plot.axes, "y", "share of the variance" if shares else "value")
     return plot.to_svg(name, f"Spectra of the {label}: {'; '.join(told)}.")
+
+
+def _concentration(values: np.ndarray, shares: bool) -> str:
+    """Tell in how many components most of a spectrum lies; what is negative counts as nothing."""
+    parts = np.sort(np.maximum(values, 0.0) ** (1 if shares else 2))[::-1]
+    wanted, what = (0.5, "half of its variance") if shares else (0.9 * parts.sum(), "90 % of its energy")
+    count = int(np.searchsorted(np.cumsum(parts), wanted * (1 - 1e-9))) + 1
+    if count > len(parts):
+        return f"holds less than {what} in all {len(parts)}"
+    return f"holds {what} in {count} of {len(parts)}"
 
 
 def _unit(size: float) -> float:

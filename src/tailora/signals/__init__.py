@@ -17,7 +17,6 @@ from tailora.signals.statistics.example_b import ExampleB
 from tailora.signals.statistics.example_norms import ExampleNorms
 from tailora.signals.statistics.mean_gradient import MeanGradient
 from tailora.signals.statistics.moments import InputMoments, OutputGradientMoments
-from tailora.signals.statistics.whole_gradient import WholeGradient
 
 SIGNALS: Registry[Signal] = Registry("signal")
 
@@ -48,7 +47,7 @@ SIGNALS.add(
 )
 SIGNALS.add(
     "sensitivity",
-    Signal(sensitivity, (WholeGradient,), "nats", _ONE, weights=True),
+    Signal(sensitivity, (MeanGradient,), "nats", _ONE, weights=True, whole=True),
     summary="mean of |weight times gradient| over the weight's elements, GoRA's importance",
     citation="GoRA, arXiv 2502.12171",
 )

@@ -112,6 +112,7 @@ class Signal:
         shape: Shape of the result, in words.
         states: Whether it needs the hidden states of every block.
         weights: Whether it reads the model's weights.
+        whole: Whether it needs gradients in whole, where others would do with a sketch.
     """
 
     read: Callable[[Context, Any], np.ndarray]
@@ -120,3 +121,4 @@ class Signal:
     shape: str
     states: bool = False
     weights: bool = False
+    whole: bool = False

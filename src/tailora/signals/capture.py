@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import contextlib
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -47,6 +48,7 @@ class Recorder:
     sink: Callable[[int, list[Call]], None] | None = None
     calls: list[list[Call]] = field(default_factory=list)
     backward: bool = False
+    _paused: bool = False
     _expected: list[int] = field(default_factory=list)
     _received: list[int] = field(default_factory=list)
     _unrecorded: list[int] = field(default_factory=list)
@@ -78,10 +80,25 @@ class Recorder:
         self.backward = False
         self._expected, self._received, self._unrecorded = ([0] * len(self.targets) for _ in range(3))
 
+    @contextlib.contextmanager
+    def paused(self) -> Iterator[None]:
+        """Look away from calls of the model.
+
+        Yields:
+            Nothing.
+        """
+        self._paused = True
+        try:
+            yield
+        finally:
+            self._paused = False
+
     def _make_hook(self, index: int) -> Any:
         """Return the forward hook of one target."""
 
         def hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Tensor) -> Tensor:
+            if self._paused:
+                return output
             given = args[0] if args else next(value for value in kwargs.values() if isinstance(value, Tensor))
             if not self.gradients:
                 self._record(index, given)

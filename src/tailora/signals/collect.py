@@ -72,6 +72,8 @@ class Collection:
         one_by_one: Why examples were taken one at a time; empty where whole batches were exact.
         skipped: Which examples were left out because something about them was not finite.
         stability: Spearman correlation of the two halves' Fisher traces; ``None`` where none was measured.
+        curve: After each doubling of the examples, their number and the Spearman correlation of the Fisher traces then
+            with the final ones; of this process's share.
         sums: What the signals were read from, where it was to be kept.
     """
 
@@ -83,6 +85,7 @@ class Collection:
     one_by_one: str
     skipped: tuple[str, ...] = ()
     stability: float | None = None
+    curve: tuple[tuple[int, float], ...] = ()
     sums: Mapping[str, Tensor] | None = None
 
 
@@ -111,15 +114,17 @@ def collect(
     """
     how = how or Collecting()
     chosen = {name: SIGNALS[name] for name in dict.fromkeys(signals)}
-    context = Context(model, targets, how.seed, how.options)
+    options = {**how.options, "sketch": 0} if any(signal.whole for signal in chosen.values()) else how.options
+    context = Context(model, targets, how.seed, options)
     statistics: Statistics = {kind: kind(context) for signal in chosen.values() for kind in signal.needs}
+    stability = Stability(None, statistics)
     wants_states = any(signal.states for signal in chosen.values())
     if wants_states and how.resume is not None:
         raise UserError("an unfinished 'intrinsic_dimension' cannot be resumed; measure it in a profile of its own")
     with BlockStates(model, targets, how.pooling) if wants_states else contextlib.nullcontext() as states:
         run = Pass(model, targets, list(statistics.values()), how, states)
         if statistics or states is not None:
-            _run(run, context, batches, statistics, how)
+            stability = _run(run, context, batches, statistics, how)
         if states is not None:
             context.cache["states"] = states.result()
         results = {name: signal.read(context, statistics) for name, signal in chosen.items()}
@@ -131,14 +136,15 @@ def collect(
         run.loss_sum / max(run.examples, 1),
         run.one_by_one,
         tuple(run.skipped),
-        Stability.of(statistics),
+        stability.agreement(),
+        tuple(stability.curve()),
         sums_of(statistics) if how.keep_sums else None,
     )
 
 
 def _run(
     run: Pass, context: Context, batches: Iterable[Mapping[str, Any]], statistics: Statistics, how: Collecting
-) -> None:
+) -> Stability:
     """Take every batch, and add up what several processes took."""
     partial = Partial(how.resume, run, statistics)
     stability = Stability(how.until, statistics)
@@ -156,7 +162,7 @@ def _run(
                 if how.progress is not None:
                     how.progress(run.examples)
                 partial.keep()
-                if stability.reached():
+                if stability.reached(run.examples):
                     break
         finally:
             run.stop()
@@ -166,3 +172,4 @@ def _run(
     if run.gradients and not run.reached:
         raise ProfileError("the loss reaches none of the targets; do the labels belong to this model?")
     partial.remove()
+    return stability

@@ -37,7 +37,7 @@ def gradient_spectrum(context: Context, statistics: Any) -> np.ndarray:
             if found is not None:
                 _fill(spectra, index, found[1][: gradient.width // 2])
         elif (mean := gradient.mean(index)) is not None:
-            _fill(spectra, index, torch.linalg.svdvals(mean).double().square().sum(dim=0).sqrt())
+            _fill(spectra, index, _singular_values(mean).square().sum(dim=0).sqrt())
     return spectra
 
 
@@ -77,9 +77,32 @@ def gradient_cross_spectrum(context: Context, statistics: Any) -> np.ndarray:
 
 
 def _measured(chosen_on: Tensor, measured_on: Tensor) -> Tensor:
-    """Return ``u_k^T G v_k`` per expert, ``[experts, k]``."""
-    u, _, vh = torch.linalg.svd(chosen_on.double(), full_matrices=False)
-    return ((u.transpose(1, 2) @ measured_on.double()) * vh).sum(dim=2)
+    """Return ``u_k^T G v_k`` per expert, ``[experts, k]``.
+
+    With the eigenvectors ``v`` of ``C^T C``, ``u_k = C v_k / sigma_k``, so that no full decomposition is needed.
+    """
+    one, other = chosen_on.double(), measured_on.double()
+    if one.shape[1] < one.shape[2]:
+        one, other = one.transpose(1, 2), other.transpose(1, 2)
+    values, v = torch.linalg.eigh(one.transpose(1, 2) @ one)
+    left, right = one @ v, other @ v
+    sizes = values.clamp(min=0.0).sqrt()
+    known = sizes > 1e-7 * sizes.amax(dim=1, keepdim=True)  # below, u is rounding alone
+    found = torch.where(known, (left * right).sum(dim=1) / sizes.clamp(min=1e-300), 0.0)
+    return found.flip(1)
+
+
+def _singular_values(matrices: Tensor) -> Tensor:
+    """Return the singular values per expert in float64, ``[experts, k]``, descending.
+
+    Those of a float32 matrix come from its Gram matrix in float64, which is two to three times faster than a float32
+    decomposition and no less exact: their squares keep 16 digits, the matrix itself has 7.
+    """
+    if matrices.dtype == torch.float64:
+        return torch.linalg.svdvals(matrices)
+    wide = matrices.double()
+    wide = wide if wide.shape[1] < wide.shape[2] else wide.transpose(1, 2)
+    return torch.linalg.eigvalsh(wide @ wide.transpose(1, 2)).clamp(min=0.0).sqrt().flip(1)
 
 
 def _crossed(chosen: tuple[Tensor, Tensor, Tensor], measured: tuple[Tensor, Tensor, Tensor]) -> Tensor:

@@ -27,7 +27,8 @@ def causal_lm_loss(outputs: Any, batch: Mapping[str, Any]) -> Tensor:
     Returns:
         Nats per token, ``[n]``; 0 for an example without any counted token.
     """
-    return _token_means(outputs.logits[:, :-1], batch["labels"][:, 1:])
+    # Shifted labels rather than logits: those stay one piece of memory, which no copy is made of.
+    return _token_means(outputs.logits, F.pad(batch["labels"][:, 1:], (0, 1), value=IGNORED_LABEL))
 
 
 def token_loss(outputs: Any, batch: Mapping[str, Any]) -> Tensor:
@@ -219,7 +220,8 @@ def _tokens(kind: str, batch: Mapping[str, Any]) -> Tensor:
 def _token_means(logits: Tensor, labels: Tensor) -> Tensor:
     """Return the mean cross-entropy of each row over its own counted tokens."""
     logits = _wide(logits)
-    losses = F.cross_entropy(logits.transpose(1, 2), labels, ignore_index=IGNORED_LABEL, reduction="none")
+    flat = F.cross_entropy(logits.flatten(0, 1), labels.flatten(), ignore_index=IGNORED_LABEL, reduction="none")
+    losses = flat.reshape(labels.shape)
     counts = (labels != IGNORED_LABEL).sum(dim=1)
     return losses.sum(dim=1) / counts.clamp(min=1)
 

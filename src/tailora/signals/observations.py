@@ -38,7 +38,6 @@ class Observation:
         self.inputs, self.output_gradients, self.weights, self.real = inputs, output_gradients, weights, real
         self.halves = torch.zeros(len(self), dtype=torch.int64) if halves is None else halves
         self._norms: Tensor | None = None
-        self._totals: Tensor | None = None
         self._flat: list[tuple[int, Tensor, Tensor]] | None = None
 
     def __len__(self) -> int:
@@ -50,6 +49,17 @@ class Observation:
     def has_gradients(self) -> bool:
         """Whether the loss reached the target."""
         return self.weights is not None or self.output_gradients is not None
+
+    def finite(self) -> Tensor:
+        """Return which examples' gradients are finite, bool ``[n]``.
+
+        Squared norms that a statistic has asked for tell it at no cost.
+        """
+        if self._norms is not None:
+            return torch.isfinite(self._norms)
+        held = self.weights if self.weights is not None else self.output_gradients
+        assert held is not None
+        return torch.isfinite(torch.linalg.vector_norm(wide(held).flatten(1), dim=1, ord=1))
 
     def rows(self, keep: Tensor) -> Observation:
         """Return some of the examples.
@@ -88,27 +98,15 @@ class Observation:
                 # Terms of both signs cancel, so the last sum is taken in float64; it cannot be negative.
                 self._norms = products.flatten(1).sum(dim=1, dtype=torch.float64).clamp_(min=0.0)
             else:
-                norms = [
-                    torch.linalg.vector_norm(chunk.flatten(1), dim=1, dtype=torch.float64) for chunk in self.chunks()
-                ]
-                self._norms = torch.cat(norms).square()
+                norms = [torch.linalg.vector_norm(chunk.flatten(1), dim=1) for chunk in self.chunks()]
+                self._norms = torch.cat(norms).double().square()
         return self._norms
 
     def totals(self) -> Tensor:
-        """Return the sum of ``G_n`` over the examples of each half, ``[2, experts, out, in]``."""
-        if self._totals is None:
-            if self.weights is not None:
-                halves = [self.weights[(self.halves == half).to(self.weights.device)] for half in (0, 1)]
-                self._totals = torch.stack([wide(part).sum(dim=0) for part in halves])
-            else:
-                assert self.inputs is not None
-                assert self.output_gradients is not None
-                a, g = self.inputs, self.output_gradients
-                dtype = accumulator_dtype(a.dtype)
-                self._totals = torch.zeros(2, 1, g.shape[2], a.shape[2], dtype=dtype, device=a.device)
-                for half, flat_a, flat_g in self.flat():
-                    torch.mm(flat_g.T, flat_a, out=self._totals[half, 0])
-        return self._totals
+        """Return the sum over the examples of each half of gradients taken directly, ``[2, experts, out, in]``."""
+        assert self.weights is not None
+        halves = [self.weights[(self.halves == half).to(self.weights.device)] for half in (0, 1)]
+        return torch.stack([wide(part).sum(dim=0) for part in halves])
 
     def flat(self) -> list[tuple[int, Tensor, Tensor]]:
         """Return, per half that occurs, inputs ``[positions, in]`` and output gradients ``[positions, out]``."""
@@ -119,10 +117,13 @@ class Observation:
             for half in (0, 1):
                 chosen = self.halves == half
                 if chosen.any():
+                    rows = chosen.nonzero().flatten()
+                    start, stop = int(rows[0]), int(rows[-1]) + 1
                     a, g = self.inputs, self.output_gradients
-                    if not chosen.all():
-                        keep = chosen.nonzero().flatten().to(a.device)
-                        a, g = a.index_select(0, keep), g.index_select(0, keep)
+                    if stop - start == len(rows):
+                        a, g = a[start:stop], g[start:stop]  # the usual case: rows come sorted, nothing is copied
+                    else:
+                        a, g = (tensor.index_select(0, rows.to(tensor.device)) for tensor in (a, g))
                     self._flat.append((half, wide(a).flatten(0, 1), wide(g).flatten(0, 1)))
         return self._flat
 
@@ -137,7 +138,11 @@ class Observation:
         step = max(1, CHUNK_ELEMENTS // max(size, 1))
         for start in range(0, len(self.inputs), step):
             a, g = wide(self.inputs[start : start + step]), wide(self.output_gradients[start : start + step])
-            yield torch.bmm(g.transpose(1, 2), a).unsqueeze(1)
+            # The thin side first is two to three times faster on a CPU; the result is transposed back, not copied.
+            if a.shape[2] < g.shape[2]:
+                yield torch.bmm(a.transpose(1, 2), g).transpose(1, 2).unsqueeze(1)
+            else:
+                yield torch.bmm(g.transpose(1, 2), a).unsqueeze(1)
 
     def _ghost_is_cheaper(self) -> bool:
         assert self.inputs is not None

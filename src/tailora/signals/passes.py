@@ -21,7 +21,8 @@ from tailora.signals.capture import (
     is_batched,
     observe,
 )
-from tailora.signals.examples import digests, example_of, for_model, halves_of, real_positions
+from tailora.signals.elementwise.model import labels_matter
+from tailora.signals.examples import digests, example_of, for_model, halves_of, halves_together, real_positions
 from tailora.signals.hidden_states import BlockStates
 from tailora.signals.losses import Loss, choose_loss, counted_examples
 from tailora.signals.model_labels import model_labels
@@ -76,6 +77,8 @@ class Pass:
         self.skipped: list[str] = []
         self.reached: set[int] = set()
         self.proved = False
+        self._drop_labels: bool | None = None
+        self._places: list[int] = []
         if self.direct:
             self.one_by_one = f"{targets[next(iter(self.direct))].name} has no linear module to put hooks on"
 
@@ -95,6 +98,9 @@ class Pass:
         """Take one batch, in one piece or one example at a time."""
         size = count_examples(for_model(batch))
         before = self.examples
+        self._places = []
+        if not callable(self.how.loss) and self.how.mode == "eval":
+            batch, self._places = halves_together(batch, size)
         try:
             whole = (size == 1 or not self.one_by_one) and self._whole(batch, size)
             if not whole:
@@ -134,7 +140,7 @@ class Pass:
                 self._compare(batch, size, examples, seen)
             if self.one_by_one:
                 return False
-        self._count(batch, size, losses, counted, seen)
+        self._count(batch, losses, counted, seen, digests(batch, size, examples))
         self.proved = self.proved or examples > 1
         return True
 
@@ -153,9 +159,8 @@ class Pass:
             if seen is None:
                 return
             self._describe(batch, index, seen, len(calls), numbers)
-            assert seen.output_gradients is not None
-            broken[index] = ~torch.isfinite(_row_sums(seen.output_gradients))
             self._update(index, seen)
+            broken[index] = ~seen.finite()
 
         self.recorder.sink = sink
         try:
@@ -167,8 +172,8 @@ class Pass:
             self.recorder.sink = None
         for index, flags in broken.items():
             if bool(flags.any()):
-                raise self._not_finite(index, int(flags.int().argmax()))
-        self._count(batch, size, losses, counted, [])
+                raise self._not_finite(index, flags)
+        self._count(batch, losses, counted, [], numbers)
 
     def _rows(self, batch: dict[str, Any], size: int) -> None:
         """Take a batch one example at a time: exact whatever the model does with its batch dimension."""
@@ -177,7 +182,8 @@ class Pass:
             row = example_of(batch, start // step, step)
             if self.gradients:
                 losses, counted = self._forward_backward(row, step)
-                self._count(row, step, losses, counted, self._seen(row, step, 1), offset=start // step)
+                seen, numbers = self._seen(row, step, 1), digests(row, step, 1)
+                self._count(row, losses, counted, seen, numbers, offset=start // step)
             else:
                 self._inputs(row, step, alone=True)
 
@@ -208,7 +214,7 @@ class Pass:
                 self._describe(batch, index, seen, len(calls), numbers)
                 self._update(index, seen)
         self.examples += size
-        self._commit(batch, numbers)
+        self._commit(numbers)
         self._keep_states(batch, None)
         return True
 
@@ -219,17 +225,15 @@ class Pass:
         self.recorder.clear()
         for parameter in self.direct.values():
             parameter.grad = None
-        outputs = self.model(**for_model(batch))
-        if self.loss_function is None:
-            self.loss_name, self.loss_function = choose_loss(self.how.loss, self.model, outputs, batch)
+        outputs = self._outputs(batch)
         losses = self._losses(outputs, batch, size)
         if numbers is not None:
             numbers += digests(batch, size, len(losses))
         finite = torch.isfinite(losses)
         if self.how.on_nonfinite == "raise" and not finite.all():
             raise ProfileError(
-                f"the loss of example {int((~finite).int().argmax())} in calibration batch number {self.batches} is "
-                "not finite; look at that example, or profile in float32"
+                f"the loss of example {self._first(~finite)} in calibration batch number "
+                f"{self.batches} is not finite; look at that example, or profile in float32"
             )
         if not losses.requires_grad:
             raise ProfileError("the loss reaches none of the targets; do the labels belong to this model?")
@@ -240,8 +244,18 @@ class Pass:
         counted = counted_examples(self.loss_name, batch, losses)
         return losses.detach(), counted
 
+    def _outputs(self, batch: dict[str, Any]) -> Any:
+        """Run the model, without labels once they are known to make nothing but a loss that is not used."""
+        given = for_model(batch)
+        if self._drop_labels:
+            del given["labels"]
+        outputs = self.model(**given)
+        if self._drop_labels is None and self.loss_function is None:
+            with torch.no_grad(), self._looking_away(), self.recorder.paused():
+                self._drop_labels = not callable(self.how.loss) and not labels_matter(self.model, given, outputs)
+        return outputs
+
     def _losses(self, outputs: Any, batch: dict[str, Any], size: int) -> Tensor:
-        assert self.loss_function is not None or self.how.loss != "auto"
         if self.loss_function is None:
             self.loss_name, self.loss_function = choose_loss(self.how.loss, self.model, outputs, batch)
         if self.how.labels == "model":
@@ -279,7 +293,7 @@ class Pass:
                 seen.real = seen.real.to(seen.inputs.device)
 
     def _count(
-        self, batch: dict[str, Any], size: int, losses: Tensor, counted: Tensor, seen: Seen, *, offset: int = 0
+        self, batch: dict[str, Any], losses: Tensor, counted: Tensor, seen: Seen, numbers: list[int], *, offset: int = 0
     ) -> None:
         """Count examples and what was seen of them, once they are certain to be used."""
         keep = (counted if len(counted) == len(losses) else torch.ones_like(losses, dtype=torch.bool)).cpu()
@@ -287,21 +301,20 @@ class Pass:
         for index, held in enumerate(seen):
             if held is None:
                 continue
-            flags = _finite_rows(held)
+            flags = held.finite().cpu()
             if self.how.on_nonfinite == "raise" and not flags[keep].all():
-                raise self._not_finite(index, int((~flags).int().argmax()) + offset)
+                raise self._not_finite(index, ~flags, offset)
             good &= flags
         for place in (~good & keep).nonzero().flatten().tolist():
-            self.skipped.append(f"example {place + offset} of batch {self.batches}")
+            self.skipped.append(f"example {self._place(place + offset)} of batch {self.batches}")
         keep &= good
         for index, held in enumerate(seen):
             if held is not None and bool(good.any()):
                 self._update(index, held if bool(good.all()) else held.rows(good))
         self.examples += int(keep.sum())
         self.loss_sum += float(losses.double()[keep.to(losses.device)].sum())
-        numbers = digests(batch, size, len(losses))
-        self._commit(batch, [number for number, kept in zip(numbers, keep.tolist(), strict=True) if kept])
-        self._keep_states(batch, keep if len(keep) == size else None)
+        self._commit([number for number, kept in zip(numbers, keep.tolist(), strict=True) if kept])
+        self._keep_states(batch, keep if len(keep) == count_examples(for_model(batch)) else None)
 
     def _keep_states(self, batch: Mapping[str, Any], rows: Tensor | None) -> None:
         if self.states is not None:
@@ -310,7 +323,11 @@ class Pass:
     def _looking_away(self) -> contextlib.AbstractContextManager[None]:
         return contextlib.nullcontext() if self.states is None else self.states.paused()
 
-    def _commit(self, batch: Mapping[str, Any], numbers: list[int]) -> None:
+    def _place(self, row: int) -> int:
+        """Return where a row was in the batch as it was given."""
+        return self._places[row] if row < len(self._places) else row
+
+    def _commit(self, numbers: list[int]) -> None:
         """Tell statistics that divide by the examples of a half how many there were."""
         for statistic in self.statistics:
             if isinstance(statistic, MeanGradient):
@@ -344,22 +361,15 @@ class Pass:
                     self.one_by_one = f"batched gradients of {target.name} differ from those of single examples"
                     return
 
-    def _not_finite(self, index: int, row: int) -> ProfileError:
+    def _not_finite(self, index: int, bad: Tensor, offset: int = 0) -> ProfileError:
         return ProfileError(
-            f"the gradient of {self.targets[index].name} for example {row} in calibration batch number {self.batches} "
-            "is not finite; look at that example, or profile in float32"
+            f"the gradient of {self.targets[index].name} for example {self._first(bad, offset)} in calibration batch "
+            f"number {self.batches} is not finite; look at that example, or profile in float32"
         )
 
-
-def _row_sums(gradients: Tensor) -> Tensor:
-    """Return one number per example that is finite where every gradient is."""
-    return torch.linalg.vector_norm(gradients.flatten(1).to(torch.float32), dim=1, ord=1)
-
-
-def _finite_rows(seen: Observation) -> Tensor:
-    held = seen.weights if seen.weights is not None else seen.output_gradients
-    assert held is not None
-    return torch.isfinite(held).flatten(1).all(dim=1).cpu()
+    def _first(self, bad: Tensor, offset: int = 0) -> int:
+        """Return the first bad example by its place in the batch as it was given."""
+        return min(self._place(row + offset) for row in bad.nonzero().flatten().tolist())
 
 
 def _squared_norm(seen: Observation | None, row: int) -> float:

@@ -8,19 +8,19 @@ import numpy as np
 
 from tailora.errors import ProfileError
 from tailora.signals.base import Context
-from tailora.signals.statistics.whole_gradient import WholeGradient
+from tailora.signals.statistics.mean_gradient import MeanGradient
 from tailora.signals.weights import matrices
 
 
 def sensitivity(context: Context, statistics: Any) -> np.ndarray:
     """Return the mean over a weight's elements of ``|W * G|`` with ``G`` the mean calibration gradient.
 
-    GoRA (arXiv 2502.12171) shares ranks by it.  Elementwise, so the gradient is kept whole even where
-    other signals keep a sketch.  Unit: nats.
+    GoRA (arXiv 2502.12171) shares ranks by it.  Elementwise, so that every gradient is
+    kept whole once this signal is measured.  Unit: nats.
 
     Args:
         context: Model and targets.
-        statistics: With ``WholeGradient``.
+        statistics: With ``MeanGradient``.
 
     Returns:
         float64 ``[n_targets]``.
@@ -28,7 +28,7 @@ def sensitivity(context: Context, statistics: Any) -> np.ndarray:
     Raises:
         ProfileError: A weight cannot be read as numbers.
     """
-    gradient = statistics[WholeGradient]
+    gradient = statistics[MeanGradient]
     found = np.zeros(len(context.targets), dtype=np.float64)
     for index, target in enumerate(context.targets):
         mean = gradient.mean(index)

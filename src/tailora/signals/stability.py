@@ -1,4 +1,4 @@
-"""Whether more calibration examples would still change the ranking of the targets."""
+"""How the ranking of the targets settles as calibration examples come in, and when more would not change it."""
 
 from __future__ import annotations
 
@@ -12,40 +12,67 @@ _PATIENCE = 2
 
 
 class Stability:
-    """The rank correlation between the two halves of the data, watched batch by batch."""
+    """The Fisher traces after every doubling of the examples, and the agreement of the data's two halves."""
 
     def __init__(self, until: float | None, statistics: Statistics) -> None:
         """Watch.
 
         Args:
-            until: The correlation that is enough; ``None`` never stops.
-            statistics: With ``ExampleNorms`` where it can be watched.
+            until: The rank correlation between the halves that is enough; ``None`` never stops.
+            statistics: With ``ExampleNorms`` where there is something to watch.
         """
-        self.until, self.statistics, self.agreed = until, statistics, 0
+        self.until, self.agreed = until, 0
+        norms = statistics.get(ExampleNorms)
+        self._norms = norms if isinstance(norms, ExampleNorms) else None
+        self._noted: list[tuple[int, np.ndarray]] = []
+        self._next = 1
 
-    def reached(self) -> bool:
-        """Tell whether the halves have agreed for long enough."""
+    def reached(self, examples: int) -> bool:
+        """Take note of a batch and tell whether the halves have agreed for long enough.
+
+        Args:
+            examples: Examples so far.
+
+        Returns:
+            Whether to stop.
+        """
+        if self._norms is None:
+            return False
+        if examples >= self._next:
+            self._noted.append((examples, self._norms.halves().sum(dim=1).numpy()))
+            self._next = 2 * examples
         if self.until is None:
             return False
-        value = self.of(self.statistics)
+        value = self.agreement()
         self.agreed = self.agreed + 1 if value is not None and value >= self.until else 0
         return self.agreed >= _PATIENCE
 
-    @staticmethod
-    def of(statistics: Statistics) -> float | None:
+    def agreement(self) -> float | None:
         """Return the Spearman correlation of the halves' Fisher traces over the targets.
-
-        Args:
-            statistics: The statistics of a pass.
 
         Returns:
             From -1 to 1; ``None`` without Fisher traces, with fewer than three targets, or with an empty half.
         """
-        norms = statistics.get(ExampleNorms)
-        if not isinstance(norms, ExampleNorms):
+        if self._norms is None:
             return None
-        halves = norms.halves().numpy()
-        if len(halves) < 3 or not halves.any(axis=0).all():
-            return None
-        ranks = [np.argsort(np.argsort(column, kind="stable"), kind="stable") for column in halves.T]
-        return float(np.corrcoef(ranks[0], ranks[1])[0, 1])
+        halves = self._norms.halves().numpy()
+        return _spearman(halves[:, 0], halves[:, 1])
+
+    def curve(self) -> list[tuple[int, float]]:
+        """Return how alike the targets were ranked after each doubling of the examples and at the end.
+
+        Returns:
+            Examples, and the Spearman correlation of the Fisher traces then with those of all examples.
+        """
+        if self._norms is None or not self._noted:
+            return []
+        last = self._norms.halves().sum(dim=1).numpy()
+        found = [(examples, _spearman(traces, last)) for examples, traces in self._noted]
+        return [(examples, value) for examples, value in found if value is not None]
+
+
+def _spearman(one: np.ndarray, other: np.ndarray) -> float | None:
+    if len(one) < 3 or not one.any() or not other.any():
+        return None
+    ranks = [np.argsort(np.argsort(values, kind="stable"), kind="stable") for values in (one, other)]
+    return float(np.corrcoef(ranks[0], ranks[1])[0, 1])

@@ -47,16 +47,29 @@ class MeanGradient(Statistic):
     def update(self, index: int, seen: Observation) -> None:
         """Add some examples' gradients."""
         if not self.sketched(index):
-            totals = seen.totals()
-            held = self._dense.get(index)
-            # The totals are shared with other statistics of this observation, so they are not added to in place.
-            self._dense[index] = totals.clone() if held is None else held.add_(totals)
+            self._add(index, seen)
             return
         for half, a, g in seen.flat():
             if index not in self._sketches:
                 tests = self._draw(index, a)
                 self._sketches[index] = (zeros(tests), zeros(tests))
             add_product(self._sketches[index][half], self._tests[index], a, g)
+
+    def _add(self, index: int, seen: Observation) -> None:
+        """Add to a gradient that is kept whole, without a copy of its size in between."""
+        if seen.weights is not None:
+            for half, total in enumerate(seen.totals()):
+                self._whole(index, total)[half].add_(total)
+            return
+        for half, a, g in seen.flat():
+            self._whole(index, a)[half, 0].addmm_(g.T, a)
+
+    def _whole(self, index: int, like: Tensor) -> Tensor:
+        """Return the sums of a target, ``[2, experts, out, in]``, made on first use."""
+        if index not in self._dense:
+            target = self.context.targets[index]
+            self._dense[index] = like.new_zeros(2, target.experts, *target.shape)
+        return self._dense[index]
 
     def count(self, halves: Tensor) -> None:
         """Count examples.

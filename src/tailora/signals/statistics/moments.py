@@ -135,8 +135,9 @@ class Moments(Statistic):
         right = flat @ self._omega(flat.shape[1], flat) if self._sketched(flat.shape[1]) else flat
         sums = {
             "count": count,
-            "squares": torch.linalg.vector_norm(flat, dtype=torch.float64).square(),
-            "sum": flat.sum(dim=0, dtype=torch.float64),
+            # Within a batch in the vectors' own precision, between batches in float64.
+            "squares": torch.linalg.vector_norm(flat).double().square(),
+            "sum": flat.sum(dim=0).double(),
             "moment": flat.T @ right,
         }
         self._recent.append((vectors, vectors._version, sums))
