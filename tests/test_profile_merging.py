@@ -93,7 +93,8 @@ def test_merge_and_compare_on_the_command_line(tmp_path, capsys):
         main(["merge", *paths, "-o", str(tmp_path / "both")])
     assert ended.value.code == 0
     captured = capsys.readouterr()
-    assert "from 14 examples of 2 profiles" in captured.out
+    assert "from 14 examples (mean loss" in captured.out
+    assert "of 2 profiles" in captured.out
     assert "sensitivity cannot be merged and was left out" in captured.err
     assert tailora.Profile.load(tmp_path / "both").meta["examples"] == 14
     with pytest.raises(SystemExit) as ended:

@@ -37,7 +37,10 @@ def load_with_sums(folder: str | Path) -> Profile:
     found = Profile.load(folder)
     path = Path(folder) / SUMS
     if not path.is_file():
-        raise UserError(f"the profile in {str(folder)!r} was saved without its sums; profile again with keep_sums=True")
+        raise UserError(
+            f"the profile in {str(folder)!r} was saved without its sums; profile again with keep_sums=True "
+            "(tailora profile --keep-sums)"
+        )
     try:
         sums = load_file(path)
     except (OSError, SafetensorError, ValueError) as error:
@@ -107,7 +110,8 @@ def agreement(one: Profile, other: Profile) -> dict[str, float]:
     shared = [name for name in one.signals if name in other.signals]
     if len(names) < 3 or not shared:
         raise UserError(
-            f"the profiles share {len(names)} targets and {len(shared)} signals; compare profiles of one architecture"
+            f"the profiles share {len(names)} targets and {len(shared)} signals; compare profiles of one architecture "
+            "with a signal in common"
         )
     found: dict[str, float] = {}
     for signal in shared:
@@ -160,6 +164,7 @@ def _meta(profiles: Sequence[Profile]) -> dict[str, Any]:
         "one_by_one": next((meta["one_by_one"] for meta in metas if meta["one_by_one"]), ""),
         "skipped": [text for meta in metas for text in meta.get("skipped", ())],
         "stability": None,
+        "calibration_curve": [],
         "seconds": sum(float(meta["seconds"]) for meta in metas),
         "merged": [profile.hash for profile in profiles],
     }

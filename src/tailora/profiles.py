@@ -250,14 +250,7 @@ def profile(
         raise UserError(f"signals must be a list of names such as ({signals!r},), not one text")
     if not signals:
         raise UserError("signals is empty; name at least one, such as 'fisher'")
-    _choice("labels", labels, ("data", "model"))
-    _choice("mode", mode, ("eval", "train"))
-    _choice("on_nonfinite", on_nonfinite, ("raise", "skip"))
-    _choice("pooling", pooling, ("mean", "last", "first"))
-    if until is not None and ("fisher" not in signals or not 0 < until <= 1):
-        raise UserError(
-            f"until={until} must lie between 0 and 1 and needs the signal 'fisher'; add it or leave until out"
-        )
+    check_options(signals, labels=labels, mode=mode, on_nonfinite=on_nonfinite, pooling=pooling, until=until)
     chosen = tuple(select(find_targets(model), placement) if targets is None else targets)
     data = DataFingerprint()
 
@@ -311,6 +304,30 @@ def profile(
     return Profile(chosen, found.signals, meta, found.sums)
 
 
-def _choice(name: str, value: str, known: Sequence[str]) -> None:
-    if value not in known:
-        raise UserError(f"{name}={value!r} is not known; use {' or '.join(repr(one) for one in known)}")
+CHOICES = {
+    "labels": ("data", "model"),
+    "mode": ("eval", "train"),
+    "on_nonfinite": ("raise", "skip"),
+    "pooling": ("mean", "last", "first"),
+}
+"""Options of ``profile`` that are one of a few words."""
+
+
+def check_options(signals: Sequence[str], *, until: float | None = None, **given: Any) -> None:
+    """Refuse options of ``profile`` that cannot be used, before a model is loaded for them.
+
+    Args:
+        signals: The signals asked for.
+        until: As in ``profile``.
+        **given: Options among ``CHOICES``; others are passed over.
+
+    Raises:
+        UserError: One cannot be used.
+    """
+    for name, known in CHOICES.items():
+        if given.get(name, known[0]) not in known:
+            raise UserError(f"{name}={given[name]!r} is not known; use {' or '.join(map(repr, known))}")
+    if until is not None and ("fisher" not in signals or not 0 < until <= 1):
+        raise UserError(
+            f"until={until} must lie between 0 and 1 and needs the signal 'fisher'; add it or leave until out"
+        )

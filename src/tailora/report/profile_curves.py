@@ -70,8 +70,8 @@ def dimension_by_depth(view: DimensionView, *, name: str) -> str | None:
         colour = BLUE if len(stacks) == 1 else styles[stack]["color"]
         if bands:
             # Unbounded ends have no place in a figure; the table says that they are unknown.
-            ends = [np.where(np.isfinite(side), side, np.nan) for side in (lows, highs)]
-            band = plot.axes.fill_between(passed, *ends, color=colour, alpha=0.22, linewidth=0)
+            low, high = (np.where(np.isfinite(side), side, np.nan) for side in (lows, highs))
+            band = plot.axes.fill_between(passed, low, high, color=colour, alpha=0.22, linewidth=0)
             fill = fill or band
         style = {**styles[stack], "color": colour}
         plot.handles += plot.axes.plot(passed, values, linewidth=2, markersize=5, **style)

@@ -49,16 +49,12 @@ class DimensionView:
         Returns:
             The view.
         """
-        known = np.isfinite(signal[:, :, 0])
-        inside = np.array([target.depth is not None for target in targets], dtype=bool)
-        ends = {
-            target.name: (float(row[0, 0]), float(row[1, 0]))
-            for target, row in zip(targets, signal, strict=True)
-            if np.isfinite(row[:, 0]).any()
-        }
+        pairs = [(float(before), float(after)) for before, after in signal[:, :, 0]]
+        ends = {target.name: pair for target, pair in zip(targets, pairs, strict=True) if any(map(math.isfinite, pair))}
+        whole = [all(map(math.isfinite, pair)) for pair in pairs]
+        inside = [target.depth is not None for target in targets]
         notes: list[str] = []
-        whole = known.all(axis=1)
-        if (inside & ~whole).any():
+        if any(block and not known for block, known in zip(inside, whole, strict=True)):
             try:
                 gelora_report(targets, signal)
             except UserError as error:

@@ -41,12 +41,12 @@ _CURVE = (
     "holds them all."
 )
 _DIMENSION = (
-    "What the hidden states of one example look like from one block to the next: the dimension of the surface on which "
-    "they lie. The band is the 95 % interval from {replicates} replicates, each on a random half of the examples."
+    "The dimension of the surface on which the hidden states of the examples lie, from one block boundary to the next. "
+    "The band is the 95 % interval from {replicates} replicates, each on a random half of the examples."
 )
 _BARE_DIMENSION = (
-    "What the hidden states of one example look like from one block to the next: the dimension of the surface on which "
-    "they lie. The profile holds too few replicates for intervals."
+    "The dimension of the surface on which the hidden states of the examples lie, from one block boundary to the next. "
+    "The profile holds too few replicates for intervals."
 )
 
 

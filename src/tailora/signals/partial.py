@@ -55,7 +55,11 @@ class Partial:
                 meta = file.metadata() or {}
                 load_sums(self.statistics, {name: file.get_tensor(name) for name in file.keys()})  # noqa: SIM118
             self._take_up(meta)
-        except (OSError, SafetensorError, KeyError, ValueError) as error:
+        except KeyError:
+            raise UserError(
+                f"the unfinished profile {str(self.path)!r} was measured with other signals; remove it to start anew"
+            ) from None
+        except (OSError, SafetensorError, ValueError) as error:
             raise UserError(
                 f"the unfinished profile {str(self.path)!r} cannot be continued ({error}); remove it to start anew"
             ) from None

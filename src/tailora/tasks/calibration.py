@@ -111,11 +111,14 @@ def measure_profile(
         UserError: The data, the model or a signal cannot be used.
     """
     from tailora.placement import select
+    from tailora.profiles import check_options
     from tailora.targets import find_targets
 
+    check_options(signals, **how)
     prepared = prepare(config)
     targets = select(find_targets(prepared.base.model), config.placement)
-    return _measure(config, prepared, list(targets), tuple(signals), progress, **how)
+    measured = _measure(config, prepared, list(targets), tuple(signals), progress, **how)
+    return replace(measured, meta={**measured.meta, "placement": config.placement})
 
 
 def cached_profile(
