@@ -37,6 +37,9 @@ format: $(VENV)/.dev
 bench: $(VENV)/.dev
 	$(BIN)/python benchmarks/planning.py
 	$(BIN)/python benchmarks/startup.py
+	$(BIN)/python -W ignore benchmarks/profile.py
+	$(BIN)/python -W ignore benchmarks/signals.py
+	$(BIN)/python -W ignore benchmarks/intrinsic_dimension.py
 
 clean:
 	rm -rf $(VENV) build dist .pytest_cache .ruff_cache .hypothesis

@@ -67,7 +67,12 @@ def wide(layers: int = 2) -> nn.Module:
     return tf.BertForSequenceClassification(config).eval()
 
 
-MODELS = {"BERT 384/6L": (bert, True), "Llama 256/8L": (llama, False), "BERT 1024/2L": (wide, True)}
+# Model, whether it classifies, examples a batch, tokens an example.
+MODELS = {
+    "BERT 384/6L": (bert, True, 32, 64),
+    "Llama 256/8L": (llama, False, 8, 256),
+    "BERT 1024/2L": (wide, True, 16, 64),
+}
 
 
 def batches_of(model: nn.Module, count: int, size: int, tokens: int, *, classifies: bool) -> Batches:
@@ -145,30 +150,29 @@ def show(taken: dict[str, list[float]], base: str) -> None:
 
 def gradients(rounds: int) -> None:
     """Signals of gradients and activations against a plain pass."""
-    for title, (make, classifies) in MODELS.items():
-        for size, tokens in ((32, 64), (8, 256)):
-            batches = batches_of(make(), 4, size, tokens, classifies=classifies)
-            print(f"{title}, 4 batches of {size} examples of {tokens} tokens, all linear layers of the blocks")
-            model = make()
-            rows = {
-                "plain forward and backward": plain(make(), batches),
-                "plain again": plain(make(), batches),
-                "fisher": profiled(model, batches, ("fisher",)),
-                "fisher, unchecked": profiled(model, batches, ("fisher",), check=False),
-                "fisher_lora_b": profiled(model, batches, ("fisher_lora_b",)),
-                "fisher, gradient_spectrum (every run's)": profiled(model, batches, ("fisher", "gradient_spectrum")),
-                "all gradient signals": profiled(model, batches, GRADIENT),
-                "all gradient and activation signals": profiled(model, batches, GRADIENT + ACTIVATION),
-            }
-            show(compare(rows, rounds), "plain forward and backward")
+    for title, (make, classifies, size, tokens) in MODELS.items():
+        batches = batches_of(make(), 4, size, tokens, classifies=classifies)
+        print(f"{title}, 4 batches of {size} examples of {tokens} tokens, all linear layers of the blocks")
+        model = make()
+        rows = {
+            "plain forward and backward": plain(make(), batches),
+            "plain again": plain(make(), batches),
+            "fisher": profiled(model, batches, ("fisher",)),
+            "fisher, unchecked": profiled(model, batches, ("fisher",), check=False),
+            "fisher_lora_b": profiled(model, batches, ("fisher_lora_b",)),
+            "fisher, gradient_spectrum (every run's)": profiled(model, batches, ("fisher", "gradient_spectrum")),
+            "all gradient signals": profiled(model, batches, GRADIENT),
+            "all gradient and activation signals": profiled(model, batches, GRADIENT + ACTIVATION),
+        }
+        show(compare(rows, rounds), "plain forward and backward")
 
 
 def inputs(rounds: int) -> None:
     """The activation spectrum against a forward pass, and peft's EVA."""
-    for title, (make, classifies) in MODELS.items():
+    for title, (make, classifies, size, tokens) in MODELS.items():
         model = make()
-        batches = batches_of(model, 2, 32, 64, classifies=classifies)
-        print(f"{title}, 2 batches of 32 examples of 64 tokens")
+        batches = batches_of(model, 4, size, tokens, classifies=classifies)
+        print(f"{title}, 4 batches of {size} examples of {tokens} tokens")
         given = [{key: value for key, value in batch.items() if key != "labels"} for batch in batches]
         rows = {
             "forward": forward(model, batches),
@@ -181,7 +185,7 @@ def inputs(rounds: int) -> None:
 
 def growth(rounds: int) -> None:
     """How the cost grows with examples and layers."""
-    print("BERT 384, batches of 16 examples of 64 tokens, signals fisher and gradient_spectrum")
+    print("BERT 384, batches of 16 examples of 64 tokens, signal fisher")
     few = bert(2)
     rows = {
         f"2 layers, {count} batches": profiled(few, batches_of(few, count, 16, 64, classifies=True), GRADIENT[:1])

@@ -194,6 +194,7 @@ def profile(
     pooling: str = "mean",
     options: Mapping[str, Any] | None = None,
     keep_sums: bool = False,
+    all_processes: bool = True,
     resume: str | Path | None = None,
     progress: Callable[[int], None] | None = None,
 ) -> Profile:
@@ -229,6 +230,8 @@ def profile(
             real tokens, ``last`` or ``first`` real token.
         options: Further options of signals, such as ``{"sketch": 256}``.
         keep_sums: Keep what the signals were read from, so that the profile can be merged with others of the model.
+        all_processes: Under ``torch.distributed``, whether every process measures a share and all of them get the
+            whole; else this process measures for itself.
         resume: A file to keep the sums of an unfinished pass in, and to continue from where it exists.
         progress: Called with the number of examples seen so far.
 
@@ -272,6 +275,7 @@ def profile(
         pooling=pooling,
         options=dict(options or {}),
         keep_sums=keep_sums,
+        all_processes=all_processes,
         progress=progress,
     )
     found = collect(model, chosen, seen(), signals, how)

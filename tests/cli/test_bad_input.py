@@ -263,7 +263,8 @@ def test_the_unfinished_pass_of_another_profile(command, files, home, tmp_path, 
     [
         (
             "merge HOME/p HOME/p -o TMP/m",
-            "the profile in 'HOME/p' was saved without its sums; profile again with keep_sums=True (tailora profile --keep-sums)",
+            "the profile in 'HOME/p' was saved without its sums; profile again with keep_sums=True "
+            "(tailora profile --keep-sums)",
         ),
         (
             "merge TMP HOME/p -o TMP/m",

@@ -42,6 +42,7 @@ class Collecting:
         pooling: How hidden states become one vector an example: ``mean``, ``last`` or ``first``.
         options: For statistics, such as ``sketch``.
         keep_sums: Return the sums too, so that the profile can be merged with others.
+        all_processes: Add up over the processes of ``torch.distributed``; all of them must then measure.
         progress: Called with the number of examples seen so far.
     """
 
@@ -56,6 +57,7 @@ class Collecting:
     pooling: str = "mean"
     options: Mapping[str, Any] = field(default_factory=dict)
     keep_sums: bool = False
+    all_processes: bool = True
     progress: Callable[[int], None] | None = None
 
 
@@ -166,7 +168,8 @@ def _run(
                     break
         finally:
             run.stop()
-    add_over_processes(run, statistics)
+    if how.all_processes:
+        add_over_processes(run, statistics)
     if not run.batches:
         raise UserError("there are no calibration batches; give at least one batch with labels")
     if run.gradients and not run.reached:

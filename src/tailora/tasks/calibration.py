@@ -240,6 +240,8 @@ def _measure(
         if progress:
             progress("profile", done, total)
 
+    # The first process of a run measures for all of them, so there is nothing to add up.
+    how = {"all_processes": False, **how}
     measured = profile(model, moved, names, targets=targets, progress=tell, **how)
     # Shares such as budget=0.5% are of the weights that there are, not of the bytes they are packed into.
     return replace(measured, meta={**measured.meta, "model_params": count_weights(model)})
