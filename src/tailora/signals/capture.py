@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -12,6 +11,7 @@ from torch import Tensor, nn
 
 from tailora.errors import ProfileError
 from tailora.signals.observations import Observation, wide
+from tailora.signals.quiet import Pausable
 from tailora.targets import Target
 
 
@@ -29,7 +29,7 @@ class Call:
 
 
 @dataclass
-class Recorder:
+class Recorder(Pausable):
     """Hooks on the modules of some targets.
 
     Attributes:
@@ -48,7 +48,6 @@ class Recorder:
     sink: Callable[[int, list[Call]], None] | None = None
     calls: list[list[Call]] = field(default_factory=list)
     backward: bool = False
-    _paused: bool = False
     _expected: list[int] = field(default_factory=list)
     _received: list[int] = field(default_factory=list)
     _unrecorded: list[int] = field(default_factory=list)
@@ -79,19 +78,6 @@ class Recorder:
             calls.clear()
         self.backward = False
         self._expected, self._received, self._unrecorded = ([0] * len(self.targets) for _ in range(3))
-
-    @contextlib.contextmanager
-    def paused(self) -> Iterator[None]:
-        """Look away from calls of the model.
-
-        Yields:
-            Nothing.
-        """
-        self._paused = True
-        try:
-            yield
-        finally:
-            self._paused = False
 
     def _make_hook(self, index: int) -> Any:
         """Return the forward hook of one target."""

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import contextlib
 import inspect
 import weakref
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, get_args
 
@@ -16,6 +15,7 @@ from torch import Tensor, nn
 from tailora.errors import ProfileError, unknown_name
 from tailora.signals.blocks import Block, find_blocks
 from tailora.signals.pooling import pool
+from tailora.signals.quiet import Pausable
 from tailora.signals.row_files import RowFiles
 from tailora.targets import Target
 
@@ -40,7 +40,7 @@ class _Pass:
     last: tuple[Any, int, Tensor] | None = None
 
 
-class BlockStates:
+class BlockStates(Pausable):
     """Collects the pooled hidden states at both ends of every block while a model runs.
 
     ``start`` registers hooks and ``stop`` removes them.  Every call of the model starts a pass of its own, which
@@ -85,7 +85,7 @@ class BlockStates:
         # An end that is always the very tensor of another end is held once.
         self._same_as: dict[int, int] = {}
         self._pass: _Pass | None = None
-        self._running = self._paused = False
+        self._running = False
         self._handles: list[Any] = []
 
     def __enter__(self) -> BlockStates:
@@ -119,19 +119,6 @@ class BlockStates:
     def clear(self) -> None:
         """Forget the current pass."""
         self._pass, self._running = None, False
-
-    @contextlib.contextmanager
-    def paused(self) -> Iterator[None]:
-        """Look away from forward passes, so that the one before them can still be kept.
-
-        Yields:
-            Nothing.
-        """
-        self._paused = True
-        try:
-            yield
-        finally:
-            self._paused = False
 
     def gathered(self, rows: Sequence[Mapping[int, np.ndarray]]) -> None:
         """Take the rows of several processes in the place of one's own.

@@ -12,6 +12,25 @@ from torch import nn
 Mode = Literal["eval", "train"]
 
 
+class Pausable:
+    """Something with hooks that can look away for a while."""
+
+    _paused = False
+
+    @contextlib.contextmanager
+    def paused(self) -> Iterator[None]:
+        """Look away from calls of the model, so that what came before them can still be used.
+
+        Yields:
+            Nothing.
+        """
+        self._paused = True
+        try:
+            yield
+        finally:
+            self._paused = False
+
+
 @contextlib.contextmanager
 def undisturbed(model: nn.Module, direct: Mapping[int, nn.Parameter], mode: Mode = "eval") -> Iterator[None]:
     """Freeze and quieten a model, and give everything back as it was, whatever happens.
