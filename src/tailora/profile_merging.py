@@ -119,7 +119,8 @@ def agreement(one: Profile, other: Profile) -> dict[str, float]:
         values = np.array([[mine[name], theirs[name]] for name in names])
         values = values[np.isfinite(values).all(axis=1)]
         constant = len(values) < 3 or (np.ptp(values, axis=0) == 0).any()
-        found[signal] = float("nan") if constant else float(spearmanr(values[:, 0], values[:, 1]).statistic)
+        result: Any = None if constant else spearmanr(values[:, 0], values[:, 1])
+        found[signal] = float("nan") if constant else float(result.statistic)
     return found
 
 

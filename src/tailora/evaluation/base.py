@@ -91,7 +91,11 @@ def with_texts(records: Sequence[dict[str, Any]], texts: Sequence[str] | None) -
     """
     if texts is None:
         return list(records)
-    return [record | {"text": cut_text(texts[record["index"]])} for record in records]
+    found: list[dict[str, Any]] = []
+    for record in records:
+        number: int = record["index"]
+        found.append(record | {"text": cut_text(texts[number])})
+    return found
 
 
 @contextlib.contextmanager
