@@ -119,7 +119,7 @@ def halves_of(numbers: Iterable[int]) -> Tensor:
     return torch.tensor([number & 1 for number in numbers], dtype=torch.int64)
 
 
-def halves_together(batch: dict[str, Any], size: int) -> tuple[dict[str, Any], list[int]]:
+def halves_together(batch: dict[str, Any], size: int) -> tuple[dict[str, Any], list[int], list[int]]:
     """Return a batch with the rows of each half of the data together.
 
     Sums over a half are then taken over one stretch of memory, without a copy.
@@ -129,21 +129,22 @@ def halves_together(batch: dict[str, Any], size: int) -> tuple[dict[str, Any], l
         size: Its rows.
 
     Returns:
-        A batch, and where each of its rows was; as they are where rows cannot be moved.
+        A batch, where each of its rows was, and what ``digests`` says of it; as it is where rows cannot be moved.
     """
     places = list(range(size))
-    halves = halves_of(digests(batch, size, size)).tolist()
+    numbers = digests(batch, size, size)
+    halves = halves_of(numbers).tolist()
     order = sorted(places, key=halves.__getitem__)
     if order == places:
-        return batch, places
+        return batch, places, numbers
     try:
         taken = take_rows(batch, order)
     except UserError:
-        return batch, places
+        return batch, places, numbers
     for key, value in taken.items():
         if isinstance(value, Tensor) and value.requires_grad:
             taken[key] = value.detach().requires_grad_()  # a leaf, so that it can be sent back through more than once
-    return taken, order
+    return taken, order, [numbers[row] for row in order]
 
 
 def real_positions(batch: Mapping[str, Any], target: Target, examples: int, length: int, calls: int) -> Tensor | None:

@@ -79,6 +79,7 @@ class Pass:
         self.proved = False
         self._drop_labels: bool | None = None
         self._places: list[int] = []
+        self._known: tuple[dict[str, Any], list[int]] | None = None
         if self.direct:
             self.one_by_one = f"{targets[next(iter(self.direct))].name} has no linear module to put hooks on"
 
@@ -97,10 +98,11 @@ class Pass:
     def take(self, batch: dict[str, Any]) -> None:
         """Take one batch, in one piece or one example at a time."""
         size = count_examples(for_model(batch))
-        before = self.examples
+        before, given = self.examples, batch
         self._places = []
         if not callable(self.how.loss) and self.how.mode == "eval":
-            batch, self._places = halves_together(batch, size)
+            batch, self._places, numbers = halves_together(batch, size)
+            self._known = (batch, numbers)
         try:
             whole = (size == 1 or not self.one_by_one) and self._whole(batch, size)
             if not whole:
@@ -112,10 +114,11 @@ class Pass:
                     "without in-place operations"
                 ) from None
             self.recorder.clone = True
-            self.take(batch)
+            self.take(given)
             return
         finally:
             self.recorder.clear()
+            self._known = None
         for statistic in self.statistics:
             statistic.end_batch(self.examples - before)
         self.batches += 1
@@ -140,7 +143,7 @@ class Pass:
                 self._compare(batch, size, examples, seen)
             if self.one_by_one:
                 return False
-        self._count(batch, losses, counted, seen, digests(batch, size, examples))
+        self._count(batch, losses, counted, seen, self._numbers(batch, size, examples))
         self.proved = self.proved or examples > 1
         return True
 
@@ -207,7 +210,7 @@ class Pass:
                     f"the input of {target.name} is {list(calls[0].inputs.shape)} in a batch of {size} examples"
                 )
                 return False
-        numbers = digests(batch, size, size)
+        numbers = self._numbers(batch, size, size)
         for index, calls in enumerate(self.recorder.calls):
             seen = observe(calls, 1 if alone else size, gradients=False)
             if seen is not None:
@@ -228,7 +231,7 @@ class Pass:
         outputs = self._outputs(batch)
         losses = self._losses(outputs, batch, size)
         if numbers is not None:
-            numbers += digests(batch, size, len(losses))
+            numbers += self._numbers(batch, size, len(losses))
         finite = torch.isfinite(losses)
         if self.how.on_nonfinite == "raise" and not finite.all():
             raise ProfileError(
@@ -259,7 +262,7 @@ class Pass:
         if self.loss_function is None:
             self.loss_name, self.loss_function = choose_loss(self.how.loss, self.model, outputs, batch)
         if self.how.labels == "model":
-            batch = model_labels(self.loss_name, outputs, batch, digests(batch, size, size), self.how.seed)
+            batch = model_labels(self.loss_name, outputs, batch, self._numbers(batch, size, size), self.how.seed)
         losses = self.loss_function(outputs, batch)
         if losses.ndim != 1 or not len(losses) or size % len(losses):
             raise UserError(
@@ -269,7 +272,7 @@ class Pass:
 
     def _seen(self, batch: dict[str, Any], size: int, examples: int) -> Seen:
         """Return what the last pass left with the hooks and the direct parameters."""
-        numbers = digests(batch, size, examples)
+        numbers = self._numbers(batch, size, examples)
         seen: Seen = []
         for index, calls in enumerate(self.recorder.calls):
             held = observe(calls, examples)
@@ -322,6 +325,12 @@ class Pass:
 
     def _looking_away(self) -> contextlib.AbstractContextManager[None]:
         return contextlib.nullcontext() if self.states is None else self.states.paused()
+
+    def _numbers(self, batch: dict[str, Any], size: int, examples: int) -> list[int]:
+        """Return the examples' numbers; those of the batch at hand were taken once."""
+        if self._known is not None and self._known[0] is batch and examples == size:
+            return self._known[1]
+        return digests(batch, size, examples)
 
     def _place(self, row: int) -> int:
         """Return where a row was in the batch as it was given."""

@@ -11,7 +11,7 @@ from torch.nn import functional as F
 
 from tailora.signals.elementwise.functions import TableTap, Tap, spark
 from tailora.signals.elementwise.leaves import Leaf, Slots, add_table
-from tailora.signals.elementwise.slots import Frame
+from tailora.signals.elementwise.slots import Frame, Slot
 
 Forward = Callable[..., Any]
 
@@ -22,6 +22,18 @@ def _active(module: Any, held: Any) -> str | None:
     if len(names) != 1 or module.disable_adapters or module.merged:
         return None
     return names[0]
+
+
+def _take_scale(name: str, slot: Slot, frame: Frame) -> Callable[[Tensor, Tensor], None]:
+    """Return what adds the gradient of a vector that multiplies a tensor: their product, summed over positions."""
+
+    def take(unscaled: Tensor, gradient: Tensor) -> None:
+        rows = frame.by_example(name, unscaled)
+        if rows is not None:
+            gradients = gradient.reshape(frame.size, -1, gradient.shape[-1]).to(slot.dtype)
+            slot.add_dense((gradients * rows.to(slot.dtype)).sum(dim=1))
+
+    return take
 
 
 def lora_embedding_leaf(name: str, module: nn.Module, slots: Slots, frame: Frame) -> Leaf | None:
@@ -112,11 +124,7 @@ def dora_leaf(name: str, module: nn.Module, slots: Slots, frame: Frame) -> Leaf 
     layer: Any = module
     slot = slots[layer.weight]
 
-    def take(direction: Tensor, gradient: Tensor) -> None:
-        rows = frame.by_example(name, direction)
-        if rows is not None:
-            gradients = gradient.reshape(frame.size, -1, gradient.shape[-1]).to(slot.dtype)
-            slot.add_dense((gradients * rows.to(slot.dtype)).sum(dim=1))
+    take = _take_scale(name, slot, frame)
 
     def wrap(original: Forward) -> Forward:
         def forward(x: Tensor, *, base_layer: Any, base_result: Tensor | None = None, **kwargs: Any) -> Tensor:
@@ -159,11 +167,7 @@ def ia3_leaf(name: str, module: nn.Module, slots: Slots, frame: Frame) -> Leaf |
     slot = slots[layer.ia3_l[adapter]]
     unscaled: list[Tensor] = []
 
-    def take(saved: Tensor, gradient: Tensor) -> None:
-        rows = frame.by_example(name, saved)
-        if rows is not None:
-            gradients = gradient.reshape(frame.size, -1, gradient.shape[-1]).to(slot.dtype)
-            slot.add_dense((gradients * rows.to(slot.dtype)).sum(dim=1))
+    take = _take_scale(name, slot, frame)
 
     def wrap_base(original: Forward) -> Forward:
         def forward(x: Tensor, *args: Any, **kwargs: Any) -> Tensor:

@@ -50,26 +50,7 @@ def linear_leaf(name: str, module: nn.Module, slots: Slots, frame: Frame) -> Lea
     """
     if not isinstance(module, nn.Linear) or type(module).forward is not nn.Linear.forward:
         return None
-    layer: Any = module
-    weight, bias = slots.get(layer.weight), slots.get(layer.bias)
-
-    def take(x: Tensor, gradient: Tensor) -> None:
-        rows = frame.by_example(name, x)
-        if rows is None:
-            return
-        gradients = gradient.reshape(frame.size, -1, gradient.shape[-1])
-        if weight is not None:
-            weight.add_product(gradients, rows)
-        if bias is not None:
-            bias.add_dense(gradients.to(bias.dtype).sum(dim=1))
-
-    def wrap(original: Callable[..., Any]) -> Callable[..., Any]:
-        def forward(input: Tensor) -> Tensor:
-            return LinearTap.apply(input, module.weight, module.bias, spark(input), take)  # type: ignore[no-any-return]
-
-        return forward
-
-    return _leaf(name, (weight, bias), ((module, "forward", wrap),))
+    return _affine_leaf(name, module, slots, frame, transposed=False)
 
 
 def conv1d_leaf(name: str, module: nn.Module, slots: Slots, frame: Frame) -> Leaf | None:
@@ -88,6 +69,11 @@ def conv1d_leaf(name: str, module: nn.Module, slots: Slots, frame: Frame) -> Lea
 
     if not isinstance(module, Conv1D) or type(module).forward is not Conv1D.forward:
         return None
+    return _affine_leaf(name, module, slots, frame, transposed=True)
+
+
+def _affine_leaf(name: str, module: nn.Module, slots: Slots, frame: Frame, *, transposed: bool) -> Leaf | None:
+    """Cover a weight and a bias; ``transposed`` says that the weight lies ``(in, out)``."""
     layer: Any = module
     weight, bias = slots.get(layer.weight), slots.get(layer.bias)
 
@@ -97,15 +83,20 @@ def conv1d_leaf(name: str, module: nn.Module, slots: Slots, frame: Frame) -> Lea
             return
         gradients = gradient.reshape(frame.size, -1, gradient.shape[-1])
         if weight is not None:
-            weight.add_product(rows, gradients)
+            weight.add_product(*((rows, gradients) if transposed else (gradients, rows)))
         if bias is not None:
             bias.add_dense(gradients.to(bias.dtype).sum(dim=1))
 
     def wrap(original: Callable[..., Any]) -> Callable[..., Any]:
-        def forward(x: Tensor) -> Tensor:
-            return LinearTap.apply(x, module.weight.t(), module.bias, spark(x), take)  # type: ignore[no-any-return]
+        # The parameter's name is the original's: callers may give it by keyword.
+        def apply(x: Tensor) -> Tensor:
+            matrix = layer.weight.t() if transposed else layer.weight
+            return LinearTap.apply(x, matrix, layer.bias, spark(x), take)  # type: ignore[no-any-return]
 
-        return forward
+        def linear(input: Tensor) -> Tensor:
+            return apply(input)
+
+        return apply if transposed else linear
 
     return _leaf(name, (weight, bias), ((module, "forward", wrap),))
 
