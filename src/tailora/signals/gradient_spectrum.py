@@ -70,25 +70,34 @@ def gradient_cross_spectrum(context: Context, statistics: Any) -> np.ndarray:
             continue
         first, second = gradient.mean(index, 0), gradient.mean(index, 1)
         if first is not None and second is not None:
-            both = (_measured(first, second) + _measured(second, first)) / 2
+            both = _cross_measured(first, second)
             signed = (both.sign() * both.square()).sum(dim=0)
             _fill(spectra, index, signed.sign() * signed.abs().sqrt())
     return spectra
 
 
-def _measured(chosen_on: Tensor, measured_on: Tensor) -> Tensor:
-    """Return ``u_k^T G v_k`` per expert, ``[experts, k]``.
+def _cross_measured(first: Tensor, second: Tensor) -> Tensor:
+    """Return ``u_k^T G v_k`` per expert, singular directions of each half on the other one, averaged, ``[experts, k]``.
 
-    With the eigenvectors ``v`` of ``C^T C``, ``u_k = C v_k / sigma_k``, so that no full decomposition is needed.
+    With the eigenvectors ``v`` of ``C^T C``, ``u_k = C v_k / sigma_k``, so ``u_k^T D v_k = v_k^T C^T D v_k / sigma_k``:
+    the one product ``C^T D`` on the thin side serves both ways.
     """
-    one, other = chosen_on.double(), measured_on.double()
+    one, other = first.double(), second.double()
     if one.shape[1] < one.shape[2]:
         one, other = one.transpose(1, 2), other.transpose(1, 2)
-    values, v = torch.linalg.eigh(one.transpose(1, 2) @ one)
-    left, right = one @ v, other @ v
+    crossed = one.transpose(1, 2) @ other
+    return (_quadratic(one.transpose(1, 2) @ one, crossed) + _quadratic(other.transpose(1, 2) @ other, crossed)) / 2
+
+
+def _quadratic(gram: Tensor, crossed: Tensor) -> Tensor:
+    """Return ``v_k^T X v_k / sigma_k`` for the eigenvectors of a Gram matrix, ``[experts, k]``, largest first.
+
+    A quadratic form sees the symmetric part of ``X`` alone, so ``C^T D`` and ``D^T C`` give the same.
+    """
+    values, v = torch.linalg.eigh(gram)
     sizes = values.clamp(min=0.0).sqrt()
     known = sizes > 1e-7 * sizes.amax(dim=1, keepdim=True)  # below, u is rounding alone
-    found = torch.where(known, (left * right).sum(dim=1) / sizes.clamp(min=1e-300), 0.0)
+    found = torch.where(known, (v * (crossed @ v)).sum(dim=1) / sizes.clamp(min=1e-300), 0.0)
     return found.flip(1)
 
 

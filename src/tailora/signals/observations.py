@@ -39,6 +39,7 @@ class Observation:
         self.halves = torch.zeros(len(self), dtype=torch.int64) if halves is None else halves
         self._norms: Tensor | None = None
         self._flat: list[tuple[int, Tensor, Tensor]] | None = None
+        self._products: Tensor | None = None
 
     def __len__(self) -> int:
         """Return the number of examples."""
@@ -98,15 +99,32 @@ class Observation:
                 # Terms of both signs cancel, so the last sum is taken in float64; it cannot be negative.
                 self._norms = products.flatten(1).sum(dim=1, dtype=torch.float64).clamp_(min=0.0)
             else:
-                norms = [torch.linalg.vector_norm(chunk.flatten(1), dim=1) for chunk in self.chunks()]
+                norms = []
+                for chunk in self.chunks():
+                    norms.append(torch.linalg.vector_norm(chunk.flatten(1), dim=1))
+                    # Kept for a sum over the examples, where all fit in one piece.
+                    self._products = chunk if len(chunk) == len(self) else None
                 self._norms = torch.cat(norms).double().square()
         return self._norms
 
-    def totals(self) -> Tensor:
-        """Return the sum over the examples of each half of gradients taken directly, ``[2, experts, out, in]``."""
-        assert self.weights is not None
-        halves = [self.weights[(self.halves == half).to(self.weights.device)] for half in (0, 1)]
-        return torch.stack([wide(part).sum(dim=0) for part in halves])
+    def totals(self) -> Tensor | None:
+        """Return the sum over the examples of each half, ``[2, experts, out, in]``.
+
+        Of gradients that were taken directly, or whose norms were; ``None`` where only a product of all positions
+        would tell.
+        """
+        held = wide(self.weights) if self.weights is not None else self._products
+        if held is None:
+            return None
+        return torch.stack([self._of_half(held, half).sum(dim=0) for half in (0, 1)])
+
+    def _of_half(self, tensor: Tensor, half: int) -> Tensor:
+        """Return the rows of one half; rows come sorted as a rule, and then nothing is copied."""
+        rows = (self.halves == half).nonzero().flatten()
+        if not len(rows):
+            return tensor[:0]
+        start, stop = int(rows[0]), int(rows[-1]) + 1
+        return tensor[start:stop] if stop - start == len(rows) else tensor.index_select(0, rows.to(tensor.device))
 
     def flat(self) -> list[tuple[int, Tensor, Tensor]]:
         """Return, per half that occurs, inputs ``[positions, in]`` and output gradients ``[positions, out]``."""
@@ -115,15 +133,8 @@ class Observation:
             assert self.output_gradients is not None
             self._flat = []
             for half in (0, 1):
-                chosen = self.halves == half
-                if chosen.any():
-                    rows = chosen.nonzero().flatten()
-                    start, stop = int(rows[0]), int(rows[-1]) + 1
-                    a, g = self.inputs, self.output_gradients
-                    if stop - start == len(rows):
-                        a, g = a[start:stop], g[start:stop]  # the usual case: rows come sorted, nothing is copied
-                    else:
-                        a, g = (tensor.index_select(0, rows.to(tensor.device)) for tensor in (a, g))
+                if bool((self.halves == half).any()):
+                    a, g = (self._of_half(tensor, half) for tensor in (self.inputs, self.output_gradients))
                     self._flat.append((half, wide(a).flatten(0, 1), wide(g).flatten(0, 1)))
         return self._flat
 

@@ -255,8 +255,16 @@ class Pass:
         outputs = self.model(**given)
         if self._drop_labels is None and self.loss_function is None:
             with torch.no_grad(), self._looking_away(), self.recorder.paused():
-                self._drop_labels = not callable(self.how.loss) and not labels_matter(self.model, given, outputs)
+                self._drop_labels = not callable(self.how.loss) and not self._needs_labels(batch)
         return outputs
+
+    def _needs_labels(self, batch: dict[str, Any]) -> bool:
+        """Tell from one example whether the outputs depend on the labels; whatever cannot be told apart keeps them."""
+        try:
+            one = for_model(example_of(batch, 0, 1))
+            return labels_matter(self.model, one, self.model(**one))
+        except Exception:
+            return True
 
     def _losses(self, outputs: Any, batch: dict[str, Any], size: int) -> Tensor:
         if self.loss_function is None:

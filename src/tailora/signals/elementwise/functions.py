@@ -6,6 +6,8 @@ recompute it.  A zero that requires a gradient keeps the graph alive where nothi
 
 from __future__ import annotations
 
+import contextlib
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -18,6 +20,13 @@ Take = Callable[[Tensor, Tensor], None]
 """Called with what was saved and the gradient at the output."""
 
 
+@functools.cache
+def _spark(device: torch.device) -> Tensor:
+    """Return the one zero of a device; no gradient ever reaches it, so it can be shared."""
+    with torch.inference_mode(False):
+        return torch.zeros((), device=device, requires_grad=True)
+
+
 def spark(like: Tensor) -> Tensor:
     """Return a zero that requires a gradient.
 
@@ -27,7 +36,13 @@ def spark(like: Tensor) -> Tensor:
     Returns:
         A scalar.
     """
-    return torch.zeros((), device=like.device, requires_grad=True)
+    return _spark(like.device)
+
+
+def _without_autocast(device: torch.device) -> contextlib.AbstractContextManager[Any]:
+    """Switch autocast off where it is on; entering its context once a layer costs a short batch several percent."""
+    on = torch.is_autocast_enabled(device.type)
+    return torch.autocast(device.type, enabled=False) if on else contextlib.nullcontext()
 
 
 class LinearTap(torch.autograd.Function):
@@ -45,7 +60,7 @@ class LinearTap(torch.autograd.Function):
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:  # pyright: ignore[reportIncompatibleMethodOverride]
         """Hand input and output gradient on, and return the gradient of the input."""
         x, weight = ctx.saved_tensors
-        with torch.autocast(gradient.device.type, enabled=False):
+        with _without_autocast(gradient.device):
             ctx.take(x, gradient)
             inner = None
             if ctx.needs_input_grad[0]:
@@ -68,7 +83,7 @@ class TableTap(torch.autograd.Function):
     def backward(ctx: Any, gradient: Tensor) -> tuple[None, ...]:  # pyright: ignore[reportIncompatibleMethodOverride]
         """Hand row numbers and output gradient on."""
         (rows,) = ctx.saved_tensors
-        with torch.autocast(gradient.device.type, enabled=False):
+        with _without_autocast(gradient.device):
             ctx.take(rows, gradient)
         return None, None, None, None
 
@@ -88,6 +103,6 @@ class Tap(torch.autograd.Function):
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:  # pyright: ignore[reportIncompatibleMethodOverride]
         """Hand the saved tensor and the gradient on, and let the gradient pass."""
         (saved,) = ctx.saved_tensors
-        with torch.autocast(gradient.device.type, enabled=False):
+        with _without_autocast(gradient.device):
             ctx.take(saved, gradient)
         return gradient, None, None, None

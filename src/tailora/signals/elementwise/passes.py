@@ -15,7 +15,7 @@ from tailora.signals.elementwise.find import find_leaves
 from tailora.signals.elementwise.kinds import Kind, Term, terms
 from tailora.signals.elementwise.leaves import patched
 from tailora.signals.elementwise.model import choose_loss_of, labels_matter, virtual_tokens
-from tailora.signals.elementwise.slots import Frame, Reduction, Slot
+from tailora.signals.elementwise.slots import Frame, Reduction, Slot, all_finite, commit
 from tailora.signals.losses import Loss, counted_examples
 
 
@@ -141,7 +141,7 @@ class Passes:
             if slot.parameter.grad is not None and bool((slot.parameter.grad != 0).any()):
                 self.one_by_one = f"{slot.name} has a gradient although its layer is never called"
         self.one_by_one = self.one_by_one or self.frame.problem
-        if self.one_by_one or losses is None or not all(slot.finite() for slot in self.slots):
+        if self.one_by_one or losses is None or not all_finite(self.slots):
             for slot in self.slots:
                 slot.discard()
             return False
@@ -156,7 +156,7 @@ class Passes:
         one = self._trimmed(one, self.seen + row)
         self._begin(one, 1)
         losses = self._backward(one, [self.seen + row])
-        if losses is not None and all(slot.finite() for slot in self.slots):
+        if losses is not None and all_finite(self.slots):
             self._commit(losses)
             return
         for slot in self.slots:
@@ -276,8 +276,7 @@ class Passes:
 
     def _commit(self, sums: Tensor) -> None:
         """Keep what a pass added."""
-        for slot in self.slots:
-            slot.commit()
+        commit(self.slots)
         # The weights of one example add up to 1 over the terms, or to 0 where it has no label.
         self.examples += int((sums[1] > 0.5).sum())
         self.loss_sum += float(sums[0].sum())

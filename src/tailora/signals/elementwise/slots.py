@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -34,11 +35,27 @@ class Frame:
     grouped: bool = True
     problem: str = ""
     layouts: dict[str, list[str]] = field(default_factory=dict)
+    _converted: dict[tuple[torch.device, torch.dtype], tuple[Tensor, Tensor]] = field(default_factory=dict)
 
     def begin(self) -> None:
         """Forget the last pass."""
         self.problem = ""
         self.layouts = {}
+
+    def weights_as(self, device: torch.device, dtype: torch.dtype) -> Tensor:
+        """Return the examples' weights on a device in a dtype, converted once a batch.
+
+        Args:
+            device: The device.
+            dtype: The dtype.
+
+        Returns:
+            ``[n]``.
+        """
+        held = self._converted.get((device, dtype))
+        if held is None or held[0] is not self.weights:
+            held = self._converted[device, dtype] = (self.weights, self.weights.to(device, dtype))
+        return held[1]
 
     def by_example(self, name: str, tensor: Tensor, keep: int = 1) -> Tensor | None:
         """Return a tensor as ``[n, t, ...]``, or note the problem where the examples cannot be told apart.
@@ -191,17 +208,6 @@ class Slot:
             gradient = gradient.t()
         self.local().add_(gradient.abs() if self.absolute else gradient.square(), alpha=weight)
 
-    def finite(self) -> bool:
-        """Tell whether this batch's sum is finite."""
-        return self._local is None or bool(torch.isfinite(self._local.sum()))
-
-    def commit(self) -> None:
-        """Move this batch's sum into the total."""
-        if self._local is not None:
-            self._total = self._zeros() if self._total is None else self._total
-            self._total.add_(self._local)
-            self._local.zero_()
-
     def discard(self) -> None:
         """Throw this batch's sum away."""
         self.begin()
@@ -225,7 +231,7 @@ class Slot:
         return torch.zeros(shape, dtype=self.dtype, device=self.parameter.device)
 
     def _weights(self) -> Tensor:
-        return self.frame.weights.to(self.parameter.device, self.dtype)
+        return self.frame.weights_as(self.parameter.device, self.dtype)
 
     def _holds(self) -> bool:
         return self.frame.collecting or self.expected != 1
@@ -241,3 +247,42 @@ class Slot:
         count = len(gradients)
         flat = self._reduced(gradients).reshape(count, -1)
         self.local().view(-1).addmv_(flat.t(), self._weights()[start : start + count])
+
+
+def all_finite(slots: Sequence[Slot]) -> bool:
+    """Tell whether this batch's sums are finite; they have no negative element, so one sum tells of each.
+
+    Args:
+        slots: All slots.
+
+    Returns:
+        Whether they are.
+    """
+    held = [slot._local for slot in slots if slot._local is not None]
+    sums = torch._foreach_norm(held, 1) if held else ()
+    return all(bool(torch.isfinite(one)) for one in _by_device(sums))
+
+
+def commit(slots: Sequence[Slot]) -> None:
+    """Move this batch's sums into the totals.
+
+    Args:
+        slots: All slots; changed.
+    """
+    totals, added = [], []
+    for slot in slots:
+        if slot._local is not None:
+            slot._total = slot._zeros() if slot._total is None else slot._total
+            totals.append(slot._total)
+            added.append(slot._local)
+    if totals:
+        torch._foreach_add_(totals, added)
+        torch._foreach_zero_(added)
+
+
+def _by_device(scalars: Sequence[Tensor]) -> list[Tensor]:
+    """Return one sum per device and dtype, so that each device is waited for once."""
+    groups: dict[tuple[torch.device, torch.dtype], list[Tensor]] = {}
+    for scalar in scalars:
+        groups.setdefault((scalar.device, scalar.dtype), []).append(scalar)
+    return [torch.stack(group).sum() for group in groups.values()]

@@ -27,11 +27,12 @@ class BatchB(Statistic):
 
     def update(self, index: int, seen: Observation) -> None:
         """Add some examples' gradients to the running batch."""
-        if seen.weights is None:
+        totals = seen.totals()
+        if totals is None:
             factor = self._factor(index, seen.flat()[0][1])
             total = sum((g.T @ (a @ factor.T) for _, a, g in seen.flat()), start=torch.zeros((), device=factor.device))
         else:
-            totals = seen.totals().sum(dim=0)
+            totals = totals.sum(dim=0)
             total = totals @ self._factor(index, totals).T
         held = self._batch.get(index)
         self._batch[index] = total if held is None else held + total

@@ -57,9 +57,9 @@ class MeanGradient(Statistic):
 
     def _add(self, index: int, seen: Observation) -> None:
         """Add to a gradient that is kept whole, without a copy of its size in between."""
-        if seen.weights is not None:
-            for half, total in enumerate(seen.totals()):
-                self._whole(index, total)[half].add_(total)
+        totals = seen.totals()
+        if totals is not None:
+            self._whole(index, totals).add_(totals)
             return
         for half, a, g in seen.flat():
             self._whole(index, a)[half, 0].addmm_(g.T, a)

@@ -39,6 +39,7 @@ class Moments(Statistic):
         self._omegas: dict[tuple[int, torch.device, torch.dtype], Tensor] = {}
         # The tensors themselves are held, so that an address cannot be taken by another one in between.
         self._recent: deque[tuple[Tensor, int, Sums]] = deque(maxlen=_REMEMBERED)
+        self._decomposed: deque[tuple[Sums, bool, tuple[Tensor, float]]] = deque(maxlen=_REMEMBERED)
 
     @abc.abstractmethod
     def vectors(self, seen: Observation) -> Tensor | None:
@@ -53,6 +54,7 @@ class Moments(Statistic):
         vectors = self.vectors(seen)
         if vectors is None:
             return
+        self._decomposed.clear()
         added = self._products(vectors, seen.real)
         held = self._sums.get(index)
         if held is None:
@@ -83,6 +85,15 @@ class Moments(Statistic):
         sums = self._sums.get(index)
         if sums is None or not int(sums["count"]):
             return torch.zeros(0, dtype=torch.float64), 0.0
+        for other, asked, found in self._decomposed:
+            if asked == centred and all(torch.equal(other[name], sums[name]) for name in ("count", "sum", "moment")):
+                return found  # query, key and value read one tensor, and several signals these eigenvalues
+        found = self._decompose(sums, centred=centred)
+        self._decomposed.append((sums, centred, found))
+        return found
+
+    def _decompose(self, sums: Sums, *, centred: bool) -> tuple[Tensor, float]:
+        """Return the eigenvalues and the trace of one target's sums."""
         count, moment = int(sums["count"]), sums["moment"].double().cpu()
         mean, moment = sums["sum"].double().cpu() / count, moment / count
         trace = float(sums["squares"]) / count
