@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from tailora.artifacts import canonical_json
+from tailora.offloaded import known_parameters, own_parameter
 from tailora.packed import stored_tensors
 
 _SAMPLED = 64
@@ -23,14 +24,16 @@ def model_fingerprint(model: nn.Module) -> str:
     and their scales.
 
     Args:
-        model: The model; parameters on the meta device count by shape alone.
+        model: The model; parameters that accelerate keeps elsewhere are fetched, others on the meta device count by
+            shape alone.
 
     Returns:
         64 hexadecimal digits.
     """
     digest = hashlib.sha256(type(model).__name__.encode())
     modules = dict(model.named_modules())
-    for name, parameter in model.named_parameters():
+    for name, held in known_parameters(model):
+        parameter: Any = own_parameter(modules, name, held)
         for part, tensor in stored_tensors(name, parameter, modules):
             digest.update(canonical_json([part, list(tensor.shape), str(tensor.dtype)]).encode())
             if tensor.device.type == "meta" or not tensor.numel():

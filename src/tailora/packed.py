@@ -12,6 +12,8 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from tailora.offloaded import known_parameters
+
 
 def count_weights(model: nn.Module) -> int:
     """Return the number of weights of a model, counting a 4-bit layer's weights and not its bytes.
@@ -22,7 +24,7 @@ def count_weights(model: nn.Module) -> int:
     Returns:
         The same number for a model and its quantised copy; shared parameters count once.
     """
-    return sum(size_of(parameter) for parameter in model.parameters())
+    return sum(size_of(parameter) for _, parameter in known_parameters(model))
 
 
 def stored_tensors(name: str, parameter: nn.Parameter, modules: dict[str, nn.Module]) -> Iterator[tuple[str, Tensor]]:

@@ -15,7 +15,7 @@ from tailora.profiles import SUMS, Profile
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
-SAME = ("model", "loss", "labels", "mode", "seed", "options", "pooling")
+SAME = ("model", "adapter", "loss", "labels", "mode", "seed", "options", "pooling")
 """What two profiles must have been measured with alike."""
 
 

@@ -206,8 +206,12 @@ def profile(
     expert-routed inputs) examples are taken one at a time, and ``meta["one_by_one"]`` says why.  Under
     ``torch.distributed`` every process gives its share of the batches and gets the profile of all of them.
 
+    ``adapter_output_norm`` alone is measured on a model *with* a LoRA, in a profile of its own: of the targets that
+    carry one, under their names in the base model and with its fingerprint, so that the profile serves plans for it.
+
     Args:
-        model: A transformers model, or any module whose outputs have ``logits``.
+        model: A transformers model, or any module whose outputs have ``logits``; for ``adapter_output_norm`` a peft
+            model.
         batches: Dicts of tensors the model is called with, labels included; entries whose names begin with ``loss_``
             are for the loss alone.  May be left out for signals of the weights.
         signals: Names of registered signals.
@@ -246,7 +250,8 @@ def profile(
 
     from tailora.fingerprints import DataFingerprint, model_fingerprint
     from tailora.packed import count_weights
-    from tailora.signals.batching import sort_by_length
+    from tailora.signals.adapted import adapted
+    from tailora.signals.batching import refuse_flattened, sort_by_length
     from tailora.signals.collect import Collecting, collect
 
     if isinstance(signals, str):
@@ -254,11 +259,20 @@ def profile(
     if not signals:
         raise UserError("signals is empty; name at least one, such as 'fisher'")
     check_options(signals, labels=labels, mode=mode, on_nonfinite=on_nonfinite, pooling=pooling, until=until)
-    chosen = tuple(select(find_targets(model), placement) if targets is None else targets)
+    base, meta_of_adapter = model, {}
+    if _of_adapters(signals):
+        view = adapted(model, placement, targets)
+        model, base, chosen = view.model, view.base, view.targets
+        meta_of_adapter = {"adapter": {"names": list(view.names), "fingerprint": view.fingerprint}}
+    else:
+        chosen = tuple(select(find_targets(model), placement) if targets is None else targets)
     data = DataFingerprint()
+    looks = any(target.stack == "vision" for target in chosen)
 
     def seen() -> Iterator[Mapping[str, Any]]:
         for batch in batches if batch_size is None else sort_by_length(batches, batch_size):
+            if looks:
+                refuse_flattened(batch)
             data.update(batch)
             yield batch
 
@@ -281,11 +295,11 @@ def profile(
     found = collect(model, chosen, seen(), signals, how)
     config = getattr(model, "config", None)
     meta = {
-        "model": model_fingerprint(model),
-        "model_class": type(model).__name__,
+        "model": model_fingerprint(base),
+        "model_class": type(base).__name__,
         "model_type": getattr(config, "model_type", None),
-        "model_params": count_weights(model),
-        "dtype": str(next(model.parameters()).dtype).removeprefix("torch."),
+        "model_params": count_weights(base),
+        "dtype": str(next(base.parameters()).dtype).removeprefix("torch."),
         "data": data.hexdigest(),
         "placement": placement if targets is None else "given",
         "examples": found.examples,
@@ -305,7 +319,21 @@ def profile(
         "seconds": round(time.perf_counter() - started, 3),
         "versions": {"tailora": __version__, "torch": torch.__version__, "numpy": np.__version__},
     }
-    return Profile(chosen, found.signals, meta, found.sums)
+    return Profile(chosen, found.signals, meta | meta_of_adapter, found.sums)
+
+
+def _of_adapters(signals: Sequence[str]) -> bool:
+    """Tell whether the signals are read from a model with LoRA rather than from a base model."""
+    from tailora.signals import SIGNALS
+
+    kinds = {name: SIGNALS[name].adapter for name in signals}
+    if len(set(kinds.values())) > 1:
+        adapter, other = (next(name for name, kind in kinds.items() if kind == flag) for flag in (True, False))
+        raise UserError(
+            f"{adapter!r} is measured on a model with LoRA and {other!r} on the base model; measure them in two "
+            "profiles"
+        )
+    return any(kinds.values())
 
 
 CHOICES = {

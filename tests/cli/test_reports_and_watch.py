@@ -191,6 +191,28 @@ def test_report_of_a_profile(tmp_path, capsys):
     assert "is a profile, which has no baseline" in capsys.readouterr().err
 
 
+def test_report_of_a_profile_tells_the_intrinsic_dimension_as_json(tmp_path, capsys):
+    from tailora.profiles import Profile
+    from tailora.targets import Target
+
+    targets = tuple(
+        Target(name=f"layer.{depth}.query", role="attention.query", depth=depth, shape=(4, 4)) for depth in range(2)
+    )
+    signal = np.array([[[3.0, 2.9, 3.1], [5.0, 4.8, 5.1]], [[5.0, 4.8, 5.1], [4.0, 4.1, 3.8]]])
+    Profile(targets, {"fisher": np.ones(2), "intrinsic_dimension": signal}).save(tmp_path)
+    main_ok("report", tmp_path, "--json")
+    shown = json.loads(capsys.readouterr().out)
+    assert set(shown["signals"]) == {"fisher"}
+    found = shown["intrinsic_dimension"]
+    assert [(b["depth"], b["before"], b["after"], b["rank"]) for b in found["blocks"]] == [(0, 3, 5, 3), (1, 5, 4, 1)]
+    assert found["replicates"] == 2
+    low, high = found["blocks"][0]["after_interval"]
+    assert low < 5 < high
+    Profile(targets, {"fisher": np.ones(2)}).save(tmp_path)
+    main_ok("report", tmp_path, "--json")
+    assert "intrinsic_dimension" not in json.loads(capsys.readouterr().out)
+
+
 def test_report_options(tmp_path, capsys, monkeypatch):
     import webbrowser
 

@@ -22,6 +22,8 @@ def weight_of(model, target):
 def oriented(target, gradient):
     """Return a gradient as a list of (out, in) matrices."""
     matrices = list(gradient) if gradient.ndim == 3 else [gradient]
+    if target.kind == "conv1d":  # the shape does not tell where it is square
+        return [m.T for m in matrices]
     return [m if tuple(m.shape) == target.shape else m.T for m in matrices]
 
 

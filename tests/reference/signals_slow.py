@@ -60,3 +60,18 @@ def weight_snr(weight):
     signal = sum(v for v in values if v > edge)
     noise = sum(v for v in values if v <= edge)
     return (signal / noise if noise else signal) / values[0]
+
+
+def adapter_output_norm(vectors, adapters):
+    """Mean over vectors of the squared length of the sum of s * (B (A x) + b), one product at a time."""
+    total = 0.0
+    adapters = [(a.tolist(), b.tolist(), None if c is None else c.tolist(), s) for a, b, c, s in adapters]
+    for x in (vector.tolist() for vector in vectors):
+        added = [0.0] * len(adapters[0][1])
+        for a, b, bias, scaling in adapters:
+            low = [sum(a[k][j] * x[j] for j in range(len(x))) for k in range(len(a))]
+            for i in range(len(added)):
+                high = sum(b[i][k] * low[k] for k in range(len(low)))
+                added[i] += scaling * (high + (0.0 if bias is None else bias[i]))
+        total += sum(value**2 for value in added)
+    return total / len(vectors)

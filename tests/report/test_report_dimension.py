@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+import json
 
 import numpy as np
 import pytest
@@ -150,3 +151,22 @@ def test_an_end_that_the_next_block_does_not_take_in_is_a_point_of_its_own():
     signal[3:, 0] += 2.0
     (points,) = DimensionView.of(targets, signal).stacks.values()
     assert [(passed, value) for passed, value, *_ in points] == [(0, 4.0), (1, 5.0), (1, 7.0), (2, 7.0)]
+
+
+def test_the_numbers_for_programs():
+    targets = block_targets()
+    signal = signal_of(targets, spread=10 * SPREAD)
+    found = json.loads(json.dumps(DimensionView.of(targets, signal).as_json(), allow_nan=False))
+    first, second, third = found["blocks"]
+    width = 10 * t.ppf(0.975, 3) * np.std(SPREAD, ddof=1)
+    assert (first["stack"], first["depth"], first["before"], first["after"]) == ("", 0, *ESTIMATES[:2])
+    assert first["before_interval"] == pytest.approx([ESTIMATES[0] - width, ESTIMATES[0] + width])
+    assert first["after_interval"] == pytest.approx([ESTIMATES[1] - width, ESTIMATES[1] + width])
+    assert first["rise_interval"] == pytest.approx([5 - 2 * width, 5 + 2 * width])
+    assert [block["rank"] for block in found["blocks"]] == [6, 1, 1]
+    assert [block["within_noise"] for block in found["blocks"]] == [True, False, False]
+    assert (second["depth"], third["after"], found["replicates"]) == (1, ESTIMATES[3], 4)
+    assert len(found["notes"]) == len(DimensionView.of(targets, signal).notes) > 0
+    bare = DimensionView.of(targets, signal[:, :, :1]).as_json()
+    assert bare["replicates"] == 0
+    assert all(block[f"{end}_interval"] is None for block in bare["blocks"] for end in ("before", "after", "rise"))

@@ -14,13 +14,19 @@ from tailora.errors import UserError
 from tailora.progress import stage_bar
 
 DEFAULT_SIGNALS = "fisher,gradient_spectrum"
+NO_DATA = "none"
 
 
 def profile(
     model: Model,
-    data: Annotated[str, typer.Option("--data", "-d", help="Training data: a file or a hub id.")],
     output: Annotated[Path, typer.Option("--output", "-o", help="Folder for the profile.")],
-    kind: Annotated[str, typer.Option("--task", help="text-classification or causal-lm.")] = "causal-lm",
+    data: Annotated[
+        str | None,
+        typer.Option("--data", "-d", help="Training data: a file or a hub id; not for signals of the weights alone."),
+    ] = None,
+    kind: Annotated[
+        str | None, typer.Option("--task", help="text-classification or causal-lm.", show_default="causal-lm")
+    ] = None,
     text: Annotated[str, typer.Option(help="Column of the text (a number where the file has no header).")] = "text",
     text_pair: Annotated[str | None, typer.Option(help="Column of a second text.")] = None,
     label: Annotated[str, typer.Option(help="Column of the class.")] = "label",
@@ -48,11 +54,12 @@ def profile(
     trust_remote_code: TrustCode = False,
     json: Json = False,
 ) -> None:
-    """Measure a model's signals in one pass over calibration data."""
+    """Measure a model's signals in one pass over calibration data, or read those of its weights alone."""
     from tailora.artifacts import check_writable
     from tailora.config import make_config
     from tailora.runs import measure_profile
     from tailora.signals import SIGNALS
+    from tailora.tasks.weights_alone import check_needs, measure_weights
 
     # Before minutes of measuring rather than after.
     check_writable(output)
@@ -61,10 +68,20 @@ def profile(
         if resume.is_dir():
             raise UserError(f"{str(resume)!r} is a folder; give --resume the name of a file in it")
     names = tuple(name.strip() for name in signals.split(",") if name.strip())
-    names = tuple(SIGNALS.names()) if names == ("all",) else names
+    names = tuple(entry.name for entry in SIGNALS if not entry.value.adapter) if names == ("all",) else names
     for name in names:
-        SIGNALS.entry(name)
-    task: dict[str, Any] = {"kind": kind, "train": data, "max_length": max_length, "header": header}
+        if SIGNALS[name].adapter:
+            raise UserError(
+                f"signal {name!r} is measured on a model with a LoRA, which this command does not load; call "
+                f"tailora.profile(peft_model, batches, ({name!r},)) from Python"
+            )
+    if data is None:
+        check_needs(names)
+        if kind is not None:
+            raise UserError(f"--task {kind} goes with --data; leave it out, or name the data")
+    # A configuration has data; where none is given, nothing looks at them.
+    task: dict[str, Any] = {"kind": kind or "causal-lm", "train": NO_DATA if data is None else data}
+    task |= {"max_length": max_length, "header": header}
     task |= {"text": _column(text), "label": _column(label)}
     task |= {"text_pair": _column(text_pair)} if text_pair is not None else {}
     values: dict[str, Any] = {
@@ -79,7 +96,10 @@ def profile(
     config = make_config(values, where="tailora profile")
     how = {"labels": labels, "pooling": pooling, "until": until, "on_nonfinite": on_nonfinite}
     with stage_bar(f"profiling {model}") as progress:
-        found = measure_profile(config, names, progress=progress, keep_sums=keep_sums, resume=resume, **how)
+        if data is None:
+            found = measure_weights(config, names, keep_sums=keep_sums, **how)
+        else:
+            found = measure_profile(config, names, progress=progress, keep_sums=keep_sums, resume=resume, **how)
     found.save(output)
     if json:
         print_json({"profile": str(output), "hash": found.hash, "meta": dict(found.meta)})

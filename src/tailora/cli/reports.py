@@ -69,7 +69,10 @@ def _profile(path: Path, output: Path | None, figures: Path | None, baseline: st
     page, content = write_profile_report(path, output, figures)
     if json:
         shown = {signal.name: {"energy": signal.energy, "targets": signal.values} for signal in content.signals}
-        print_json({"report": str(page), "signals": shown, "skipped": content.skipped})
+        found = {"report": str(page), "signals": shown, "skipped": content.skipped}
+        if content.dimension is not None:
+            found["intrinsic_dimension"] = content.dimension.as_json()
+        print_json(found)
         return page
     rows = signal_rows(content)
     from rich.markup import escape

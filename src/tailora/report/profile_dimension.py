@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -95,6 +96,29 @@ class DimensionView:
             "at": boundary(*high[1:]) if high else formats.DASH,
         }
 
+    def as_json(self) -> dict[str, Any]:
+        """Return the numbers behind the figure and the table.
+
+        Returns:
+            ``blocks`` (one a block: dimensions of its input and output, 95 % intervals, GeLoRA's rank, whether that is
+            within noise), ``replicates`` (0: every interval is ``None``) and ``notes``.
+        """
+        blocks = [
+            {
+                "stack": block.stack,
+                "depth": block.depth,
+                "before": block.before,
+                "after": block.after,
+                "before_interval": _known(block.before_interval),
+                "after_interval": _known(block.after_interval),
+                "rise_interval": _known(block.rise_interval),
+                "rank": block.rank,
+                "within_noise": block.within_noise,
+            }
+            for block in self.blocks
+        ]
+        return {"blocks": blocks, "replicates": self.replicates, "notes": list(self.notes)}
+
     def table(self) -> list[dict[str, str]]:
         """Return one line of texts per block.
 
@@ -130,6 +154,10 @@ def _range(interval: tuple[float, float], sign: str = "") -> str:
     if not all(map(math.isfinite, interval)):
         return "unknown"
     return " to ".join(_two(end, sign) for end in interval)
+
+
+def _known(interval: tuple[float, float]) -> list[float] | None:
+    return list(interval) if all(map(math.isfinite, interval)) else None
 
 
 def _sentence(text: str) -> str:

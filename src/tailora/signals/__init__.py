@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from tailora.registry import Registry
 from tailora.signals import activations, weights
+from tailora.signals.adapter_output_norm import AdapterOutputs, adapter_output_norm
 from tailora.signals.base import Context, Signal, Statistic
 from tailora.signals.fisher import fisher
 from tailora.signals.fisher_batch_b import fisher_batch_b
@@ -121,6 +122,12 @@ SIGNALS.add(
     Signal(weights.weight_snr, (), "1 / weight", _ONE, weights=True),
     summary="signal-to-noise ratio of the weight by Marchenko and Pastur's edge, as Spectrum; needs no data",
     citation="Hartford et al. 2024, Spectrum, arXiv 2406.06623",
+)
+SIGNALS.add(
+    "adapter_output_norm",
+    Signal(adapter_output_norm, (AdapterOutputs,), "activation squared", _ONE, adapter=True),
+    summary="mean squared length of what a trained LoRA adds to its target's output; needs a model with LoRA",
+    citation="Zhou et al. 2024, LoRA-drop, arXiv 2402.07721",
 )
 
 __all__ = ["SIGNALS", "Context", "Signal", "Statistic"]

@@ -113,6 +113,7 @@ class Signal:
         states: Whether it needs the hidden states of every block.
         weights: Whether it reads the model's weights.
         whole: Whether it needs gradients in whole, where others would do with a sketch.
+        adapter: Whether it is read from a model that carries a LoRA, where others take the base model.
     """
 
     read: Callable[[Context, Any], np.ndarray]
@@ -122,3 +123,4 @@ class Signal:
     states: bool = False
     weights: bool = False
     whole: bool = False
+    adapter: bool = False

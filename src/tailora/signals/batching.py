@@ -42,6 +42,25 @@ def count_examples(batch: Batch) -> int:
     raise UserError(f"a calibration batch holds no tensor (keys: {', '.join(batch) or 'none'}); give dicts of tensors")
 
 
+def refuse_flattened(batch: Batch) -> None:
+    """Refuse several examples whose image patches lie one after the other along one axis, as Qwen2-VL takes them.
+
+    Nothing in such a batch says which image belongs to which row, and its patches may be as many as its rows by chance.
+
+    Args:
+        batch: A batch.
+
+    Raises:
+        UserError: It holds ``image_grid_thw`` or ``video_grid_thw`` and more than one example.
+    """
+    grid = next((key for key in ("image_grid_thw", "video_grid_thw") if isinstance(batch.get(key), Tensor)), None)
+    if grid is not None and (size := count_examples(batch)) > 1:
+        raise UserError(
+            f"a calibration batch of {size} examples holds {grid!r}: its patches lie along one axis and cannot be "
+            "taken apart by examples; give batches of one example"
+        )
+
+
 def take_rows(batch: Batch, rows: Sequence[int]) -> dict[str, Any]:
     """Return some examples of a batch as a batch of their own.
 
@@ -55,6 +74,7 @@ def take_rows(batch: Batch, rows: Sequence[int]) -> dict[str, Any]:
     Raises:
         UserError: A tensor's first axis is neither the examples nor 1, so that it cannot be told whose rows are whose.
     """
+    refuse_flattened(batch)
     size = count_examples(batch)
     taken: dict[str, Any] = {}
     for key, value in batch.items():

@@ -191,7 +191,7 @@ def direct_parameters(model: nn.Module, targets: Sequence[Target]) -> dict[int, 
         Target index to parameter.
 
     Raises:
-        ProfileError: Such a parameter is quantised, so that no gradient reaches it.
+        ProfileError: Such a parameter is quantised or kept elsewhere, so that no gradient reaches it.
     """
     found: dict[int, nn.Parameter] = {}
     for index, target in enumerate(targets):
@@ -199,6 +199,11 @@ def direct_parameters(model: nn.Module, targets: Sequence[Target]) -> dict[int, 
             continue
         name = target.name if target.kind == "parameter" else f"{target.name}.weight"
         parameter = model.get_parameter(name)
+        if parameter.is_meta:
+            raise ProfileError(
+                f"target {name!r} is kept off its device, where its own gradient cannot be taken; exclude it, or give "
+                "it a device in the device_map"
+            )
         if not parameter.is_floating_point():
             raise ProfileError(f"target {name!r} is stored as {parameter.dtype}, which has no gradient; exclude it")
         found[index] = parameter

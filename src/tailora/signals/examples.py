@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from tailora.errors import UserError
+from tailora.offloaded import input_device
 from tailora.signals.batching import count_examples, take_rows
 from tailora.targets import Target
 
@@ -58,7 +59,7 @@ def example_of(batch: Mapping[str, Any], number: int, rows: int) -> dict[str, An
 
 
 def on_device(batch: Mapping[str, Any], model: nn.Module) -> dict[str, Any]:
-    """Return the batch with its tensors on the device of the model's first parameter.
+    """Return the batch with its tensors on the device of the model's first parameter that is on one.
 
     Args:
         batch: The batch.
@@ -67,7 +68,7 @@ def on_device(batch: Mapping[str, Any], model: nn.Module) -> dict[str, Any]:
     Returns:
         A new dict.
     """
-    device = next(model.parameters()).device
+    device = input_device(model)
     return {key: value.to(device) if isinstance(value, Tensor) else value for key, value in batch.items()}
 
 

@@ -86,17 +86,21 @@ def _cross_measured(first: Tensor, second: Tensor) -> Tensor:
     if one.shape[1] < one.shape[2]:
         one, other = one.transpose(1, 2), other.transpose(1, 2)
     crossed = one.transpose(1, 2) @ other
-    return (_quadratic(one.transpose(1, 2) @ one, crossed) + _quadratic(other.transpose(1, 2) @ other, crossed)) / 2
+    # Of directions below the rounding of the gradients themselves, or of a Gram matrix in float64, nothing is known.
+    least = max(1e-7, max(first.shape[1:]) * torch.finfo(first.dtype).eps)
+    grams = (half.transpose(1, 2) @ half for half in (one, other))
+    return sum((_quadratic(gram, crossed, least) for gram in grams), start=torch.zeros(())) / 2
 
 
-def _quadratic(gram: Tensor, crossed: Tensor) -> Tensor:
+def _quadratic(gram: Tensor, crossed: Tensor, least: float) -> Tensor:
     """Return ``v_k^T X v_k / sigma_k`` for the eigenvectors of a Gram matrix, ``[experts, k]``, largest first.
 
-    A quadratic form sees the symmetric part of ``X`` alone, so ``C^T D`` and ``D^T C`` give the same.
+    A quadratic form sees the symmetric part of ``X`` alone, so ``C^T D`` and ``D^T C`` give the same.  Directions whose
+    ``sigma`` is below ``least`` times the largest count nothing.
     """
     values, v = torch.linalg.eigh(gram)
     sizes = values.clamp(min=0.0).sqrt()
-    known = sizes > 1e-7 * sizes.amax(dim=1, keepdim=True)  # below, u is rounding alone
+    known = sizes > least * sizes.amax(dim=1, keepdim=True)
     found = torch.where(known, (v * (crossed @ v)).sum(dim=1) / sizes.clamp(min=1e-300), 0.0)
     return found.flip(1)
 

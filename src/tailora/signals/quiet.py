@@ -48,6 +48,8 @@ def undisturbed(model: nn.Module, direct: Mapping[int, nn.Parameter], mode: Mode
     """
     training = {module: module.training for module in model.modules()}
     required = {parameter: parameter.requires_grad for parameter in model.parameters()}
+    # Parameters that are kept off their device are replaced by new ones whenever their module runs.
+    named = {name: parameter.requires_grad for name, parameter in model.named_parameters() if parameter.is_meta}
     gradients = {parameter: parameter.grad for parameter in direct.values()}
     found = [getattr(module, "config", None) for module in model.modules()]
     configs: dict[int, Any] = {id(config): config for config in found if getattr(config, "use_cache", None)}
@@ -68,6 +70,8 @@ def undisturbed(model: nn.Module, direct: Mapping[int, nn.Parameter], mode: Mode
                 module.training = flag
             for parameter, flag in required.items():
                 parameter.requires_grad_(flag)
+            for name, flag in named.items():
+                model.get_parameter(name).requires_grad_(flag)
             for parameter, gradient in gradients.items():
                 parameter.grad = gradient
             for config in configs.values():

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from tailora.errors import ProfileError
+from tailora.offloaded import present
 from tailora.signals.base import Context
 from tailora.signals.gradient_spectrum import MAX_VALUES
 from tailora.targets import Target
@@ -28,12 +29,16 @@ def matrices(model: nn.Module, target: Target) -> Tensor:
     Raises:
         ProfileError: The weight is stored in a form that cannot be read as numbers.
     """
-    if target.kind == "parameter":
-        weight: Any = model.get_parameter(target.name)
-    else:
-        module: Any = model.get_submodule(target.name)
-        weight = _dequantised(module)
-    weight = weight.full_tensor() if hasattr(weight, "full_tensor") else weight
+    module, _, key = target.name.rpartition(".") if target.kind == "parameter" else (target.name, "", "")
+    owner: Any = model.get_submodule(module)
+    with present(owner):
+        weight: Any = getattr(owner, key) if key else _dequantised(owner)
+        weight = weight.full_tensor() if hasattr(weight, "full_tensor") else weight
+    if weight.is_meta:
+        raise ProfileError(
+            f"the weight of {target.name!r} is on the meta device and has no values; load the model's weights, or "
+            "leave signals of the weights out"
+        )
     if not weight.is_floating_point():
         raise ProfileError(
             f"the weight of {target.name!r} is stored as {weight.dtype} and cannot be read as numbers; leave signals "

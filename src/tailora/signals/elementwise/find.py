@@ -6,7 +6,7 @@ import sys
 
 from torch import nn
 
-from tailora.signals.elementwise.leaves import Leaf, conv1d_leaf, embedding_leaf, linear_leaf
+from tailora.signals.elementwise.leaves import Leaf, conv1d_leaf, embedding_leaf, linear_leaf, norm_leaf
 from tailora.signals.elementwise.slots import Frame, Slot
 
 
@@ -22,7 +22,7 @@ def find_leaves(model: nn.Module, slots: list[Slot], frame: Frame) -> tuple[list
         The leaves, and a sentence's subject and verb where some parameter has no rule (empty where all have one).
     """
     wanted = {slot.parameter: slot for slot in slots}
-    rules = [linear_leaf, conv1d_leaf, embedding_leaf]
+    rules = [linear_leaf, conv1d_leaf, embedding_leaf, norm_leaf]
     if "peft" in sys.modules:
         from tailora.signals.elementwise.adapters import dora_leaf, ia3_leaf, lora_embedding_leaf, prompt_leaf
 

@@ -79,8 +79,8 @@ def elementwise_fisher(
 
     ``l_n`` is one example's own loss (by default the mean over its own tokens), so a Fisher is a mean over examples
     and never the square of a batch mean (Sung et al. 2021, arXiv 2111.09839).  Linear layers, GPT-2's Conv1D,
-    embeddings, DoRA's magnitudes and IA3's vectors are measured from whole batches; models that hold any other
-    trainable parameter, or whose layers do not see one example per row, are taken one example at a time.
+    embeddings, layer norms, DoRA's magnitudes and IA3's vectors are measured from whole batches; models that hold any
+    other trainable parameter, or whose layers do not see one example per row, are taken one example at a time.
 
     Args:
         model: A peft model or any other; it is left exactly as it was.

@@ -20,6 +20,19 @@ Take = Callable[[Tensor, Tensor], None]
 """Called with what was saved and the gradient at the output."""
 
 
+def as_dtype(tensor: Tensor, dtype: torch.dtype) -> Tensor:
+    """Return a tensor in a dtype; a comparison is cheaper than a call of ``to`` that has nothing to do.
+
+    Args:
+        tensor: Any tensor.
+        dtype: The dtype.
+
+    Returns:
+        The tensor itself or a copy.
+    """
+    return tensor if tensor.dtype == dtype else tensor.to(dtype)
+
+
 @functools.cache
 def _spark(device: torch.device) -> Tensor:
     """Return the one zero of a device; no gradient ever reaches it, so it can be shared."""
@@ -64,7 +77,7 @@ class LinearTap(torch.autograd.Function):
             ctx.take(x, gradient)
             inner = None
             if ctx.needs_input_grad[0]:
-                inner = (gradient @ weight.to(gradient.dtype)).to(x.dtype)
+                inner = as_dtype(gradient @ as_dtype(weight, gradient.dtype), x.dtype)
         return inner, None, None, None, None
 
 

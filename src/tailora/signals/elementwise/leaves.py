@@ -9,8 +9,9 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
-from tailora.signals.elementwise.functions import LinearTap, TableTap, spark
+from tailora.signals.elementwise.functions import LinearTap, TableTap, Tap, spark
 from tailora.signals.elementwise.slots import Frame, Slot
 
 Wrap = Callable[[Callable[..., Any]], Callable[..., Any]]
@@ -131,6 +132,48 @@ def embedding_leaf(name: str, module: nn.Module, slots: Slots, frame: Frame) -> 
         return forward
 
     return _leaf(name, (slot,), ((module, "forward", wrap),))
+
+
+def norm_leaf(name: str, module: nn.Module, slots: Slots, frame: Frame) -> Leaf | None:
+    """Cover ``nn.LayerNorm`` over the last axis, ``y = w * normal(x) + b``.
+
+    Args:
+        name: The module's name.
+        module: Any module.
+        slots: Wanted parameters.
+        frame: The current batch.
+
+    Returns:
+        The leaf, or ``None`` where the module is no plain layer norm with a weight.
+    """
+    if not isinstance(module, nn.LayerNorm) or type(module).forward is not nn.LayerNorm.forward:
+        return None
+    layer: Any = module
+    if len(layer.normalized_shape) != 1 or layer.weight is None:
+        return None
+    weight, bias = slots.get(layer.weight), slots.get(layer.bias)
+
+    def take(normal: Tensor, gradient: Tensor) -> None:
+        rows = frame.by_example(name, normal)
+        if rows is None:
+            return
+        gradients = gradient.reshape(frame.size, -1, gradient.shape[-1])
+        if weight is not None:
+            weight.add_dense((gradients.to(weight.dtype) * rows.to(weight.dtype)).sum(dim=1))
+        if bias is not None:
+            bias.add_dense(gradients.to(bias.dtype).sum(dim=1))
+
+    def wrap(original: Callable[..., Any]) -> Callable[..., Any]:
+        # The parameter's name is the original's: callers may give it by keyword.
+        def forward(input: Tensor) -> Tensor:
+            y = original(input)
+            with torch.no_grad():
+                normal = F.layer_norm(input, layer.normalized_shape, eps=layer.eps)
+            return Tap.apply(y, normal, spark(y), take)  # type: ignore[no-any-return]
+
+        return forward
+
+    return _leaf(name, (weight, bias), ((module, "forward", wrap),))
 
 
 def add_table(slot: Slot, frame: Frame, name: str, rows: Tensor, gradient: Tensor, unused: int | None) -> None:

@@ -9,6 +9,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
+from tailora.signals.elementwise.functions import as_dtype
 from tailora.signals.observations import CHUNK_ELEMENTS, accumulator_dtype
 
 Reduction = Literal["square", "absolute"]
@@ -80,7 +81,8 @@ class Frame:
             )
             return None
         self.layouts.setdefault(name, []).append(layout)
-        return tensor.reshape(self.size, -1, *tail)
+        plain = first == self.size and tensor.ndim == keep + 2
+        return tensor if plain else tensor.reshape(self.size, -1, *tail)
 
 
 class Slot:
@@ -131,7 +133,7 @@ class Slot:
         """
         if self.swapped:
             left, right = right, left
-        left, right = left.to(self.dtype), right.to(self.dtype)
+        left, right = as_dtype(left, self.dtype), as_dtype(right, self.dtype)
         if self._holds():
             self._hold(torch.bmm(left.transpose(1, 2), right))
         elif left.shape[1] == 1:
