@@ -20,7 +20,7 @@ LAYERS = [
     ("_version", "errors", "registry", "artifacts", "validation", "yaml_files", "progress", "locking", "stopping"),
     ("targets",),
     ("placement", "budget", "adapter_kinds", "packed", "offloaded", "fingerprints", "architecture"),
-    ("bottleneck",),
+    ("bottleneck", "unipelt"),
     ("geometry",),
     ("signals",),
     ("profiles",),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 
 import numpy as np
 import pytest
@@ -13,16 +14,19 @@ from peft import PeftModel
 
 import models
 import tailora
-from tailora.adapters import count_parameters, pattern_key
+from tailora.adapter_configs import pattern_key
+from tailora.adapter_kinds import ADAPTER_MARKS
+from tailora.adapters import count_parameters, own_weights
 from tailora.artifacts import write_json
 from tailora.errors import BudgetError, PlacementError, PlanMismatchError, UnknownNameError, UserError
+from tailora.planning import cost_of
 from tailora.plans import Plan
 from tailora.profiles import Profile
 from tailora.recipes import load_recipe, recipe_names
 from tailora.signals import SIGNALS
 from tailora.targets import Target, find_targets
 
-SIGNALS_ALL = tuple(SIGNALS.names())
+SIGNALS_ALL = tuple(entry.name for entry in SIGNALS if not entry.value.adapter)
 
 
 @pytest.fixture(scope="module")
@@ -42,34 +46,51 @@ def logits(model, name):
         return model(**models.batches(name)[0]).logits
 
 
-def randomise(model):
+def randomise(model, own=()):
     """Give every adapter weight a value, so that an adapter that is lost or mis-scaled changes the logits."""
     generator = torch.Generator().manual_seed(5)
     with torch.no_grad():
         for name, parameter in model.named_parameters():
-            if "lora_" in name and "magnitude" not in name:
+            marks = [*ADAPTER_MARKS, *(f"{module}.modules_to_save.default.weight" for module in own)]
+            if any(mark in name for mark in marks) and "magnitude" not in name:
                 parameter.copy_(torch.randn(parameter.shape, generator=generator) * 0.2)
 
 
-@pytest.mark.parametrize("recipe", recipe_names())
+# A control of a mask differs from its recipe in nothing that a plan knows.
+DIFFERENT = [name for name in recipe_names() if not re.fullmatch("fish-.*-(random|reverse)", name)]
+IMPOSSIBLE = {("gpt2", "loha"): "Conv1D", ("mixtral", "pfeiffer"): "fused experts have no down projection of their own"}
+
+
+def words(recipe):
+    """A budget that the recipe can spend on the smallest of the models."""
+    few = ("fish-adapter", "fish-mask", "fish-pfeiffer", "houlsby", "pfeiffer")
+    return "30" if recipe == "fish-ia3" else "300" if recipe in few else "r=3"
+
+
+@pytest.mark.parametrize("recipe", DIFFERENT)
 @pytest.mark.parametrize("name", models.FIVE)
 def test_peft_trains_what_the_plan_says_and_stock_peft_reloads_it(name, recipe, profiles, tmp_path):
-    plan = tailora.plan(profiles(name), recipe=recipe, budget="r=3")
+    if (name, recipe.removeprefix("fish-")) in IMPOSSIBLE:
+        with pytest.raises(PlacementError, match="candidates of placement 'all-linear' that can have it"):
+            tailora.plan(profiles(name), recipe=recipe, budget=words(recipe))
+        return
+    plan = tailora.plan(profiles(name), recipe=recipe, budget=words(recipe))
     assert plan.total_params <= plan.budget_params
     task = models.TASK_TYPES[models.BUILDERS[name][1]]
     model = plan.apply(models.build(name), task_type=task)
-    counted = count_parameters(model)
-    assert counted["adapter_params"] == plan.total_params
+    counted = count_parameters(model, own_weights(plan))
+    assert counted["adapter_params"] == plan.adapter_params >= plan.total_params
+    assert (plan.adapter_params > plan.total_params) == (plan.recipe.mask is not None)
     trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
-    assert trained == plan.total_params + counted["head_params"]
+    assert trained == plan.adapter_params + counted["head_params"]
     assert (counted["head_params"] > 0) == (task == "SEQ_CLS")
 
-    randomise(model)
+    randomise(model, own_weights(plan))
     wanted = logits(model.eval(), name)
     assert not torch.equal(wanted, logits(models.build(name), name)), "the adapter must matter"
     model.save_pretrained(tmp_path)
     saved = json.loads((tmp_path / "adapter_config.json").read_text())
-    for key in ("rank_pattern", "alpha_pattern"):
+    for key in {"rank_pattern", "alpha_pattern", "size_pattern"} & set(saved):
         assert list(saved[key]) == sorted(saved[key]), "peft writes sorted keys"
     reloaded = PeftModel.from_pretrained(models.build(name), tmp_path).eval()
     assert torch.equal(logits(reloaded, name), wanted)
@@ -77,12 +98,16 @@ def test_peft_trains_what_the_plan_says_and_stock_peft_reloads_it(name, recipe, 
 
 @pytest.mark.parametrize("recipe", recipe_names())
 def test_every_recipe_gets_the_same_budget(recipe, profiles):
-    plan = tailora.plan(profiles("llama"), recipe=recipe, budget="r=3")
-    uniform = tailora.plan(profiles("llama"), recipe="lora", budget="r=3")
-    assert plan.provenance["asked_params"] == uniform.budget_params == uniform.total_params
-    if not plan.recipe.allocation.faithful:
+    budget = "30" if recipe.startswith("fish-ia3") else "r=1" if "pfeiffer" in recipe else "r=3"
+    plan = tailora.plan(profiles("llama"), recipe=recipe, budget=budget)
+    uniform = tailora.plan(profiles("llama"), recipe="lora", budget="r=1" if budget == "30" else budget)
+    assert plan.provenance["asked_params"] == (30 if budget == "30" else uniform.budget_params)
+    assert uniform.budget_params == uniform.total_params
+    if plan.recipe.mask is not None:
+        assert plan.total_params == plan.budget_params == plan.provenance["asked_params"]
+    elif recipe != "ia3" and not plan.recipe.allocation.faithful:  # IA3 has one size
         assert plan.budget_params == uniform.budget_params
-        dearest = max(t.target.cost(1, dora=plan.recipe.adapter.dora) for t in plan.targets)
+        dearest = max(cost_of(t.target, 1, plan.recipe) for t in plan.targets)
         assert plan.budget_params - plan.total_params < dearest
 
 

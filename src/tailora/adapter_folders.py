@@ -35,6 +35,8 @@ def evaluate_adapter(
     """
     from peft import PeftModel
 
+    import tailora.bottleneck  # noqa: F401 - makes such adapters known to peft
+
     path = Path(adapter)
     if not (path / "adapter_config.json").is_file() and (path / "adapter" / "adapter_config.json").is_file():
         path = path / "adapter"

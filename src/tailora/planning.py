@@ -9,12 +9,22 @@ from typing import Any
 
 import numpy as np
 
+from tailora.adapter_kinds import ADAPTER_KINDS
 from tailora.allocation import ALLOCATORS, Problem, allocate, rank_limits, unit_costs
 from tailora.budget import Budget
 from tailora.errors import BudgetError, PlacementError, TailoraError
 from tailora.placement import select
 from tailora.recipes import Recipe, Scaling
 from tailora.targets import Target
+
+_NAMES = {
+    "lora": "LoRA",
+    "dora": "DoRA",
+    "loha": "LoHa",
+    "ia3": "IA3",
+    "bottleneck": "bottleneck adapters",
+    "weights": "a mask",
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,6 +38,7 @@ class Dealt:
         asked_params: Parameters the user's budget came to; differs only for a published integer rule.
         r_max: The common rank limit that applied, or ``None``.
         budgeted: Whether a budget was given at all.
+        kept: How many of the adapter's parameters a mask lets train; ``None`` without a mask.
     """
 
     candidates: tuple[Target, ...]
@@ -36,6 +47,7 @@ class Dealt:
     asked_params: int
     r_max: int | None
     budgeted: bool = True
+    kept: int | None = None
 
 
 def deal(
@@ -68,12 +80,12 @@ def deal(
     """
     candidates = tuple(select(targets, placement))
     chosen = set(select(targets, recipe.placement))
-    # A DoRA magnitude does not exist for tensors without a module: peft refuses it, so they are no candidates for it.
-    active = tuple(t for t in candidates if t in chosen and not (recipe.adapter.dora and t.kind == "parameter"))
+    kind = ADAPTER_KINDS[recipe.adapter.form]
+    active = tuple(t for t in candidates if t in chosen and kind.fits(t))
     if not active:
         raise PlacementError(
-            f"recipe {recipe.name!r} places LoRA on {recipe.placement!r}, which is none of the {len(candidates)} "
-            f"candidates of placement {placement!r}; widen one of the two"
+            f"recipe {recipe.name!r} places {_NAMES[recipe.adapter.form]} on {recipe.placement!r}, which is none of "
+            f"the {len(candidates)} candidates of placement {placement!r} that can have it; widen one of the two"
         )
     asked = None if budget is None else budget.params(candidates, model_params=model_params)
     position = {target: index for index, target in enumerate(targets)}
@@ -81,14 +93,76 @@ def deal(
     narrowed = {name: np.asarray(values)[rows] for name, values in signals.items()}
     if asked is None:
         ranks, r_max = _prescribed(active, recipe, 0, narrowed, seed), None
-        asked = limit = sum(
-            target.cost(rank, dora=recipe.adapter.dora) for target, rank in zip(active, ranks, strict=True)
-        )
-    else:
+        asked = limit = total_cost(active, ranks, recipe)
+        kept = _kept(recipe, asked, asked)
+    elif recipe.mask is None:
         ranks, limit, r_max = _active_ranks(active, recipe, asked, narrowed, seed)
+        kept = None
+    else:
+        # The mask keeps one budget of a larger adapter, so the plan trains exactly what was asked for.
+        grown = _grown(active, recipe, asked)
+        ranks, _, r_max = _active_ranks(active, recipe, grown, narrowed, seed)
+        limit = asked
+        kept = _kept(recipe, asked, total_cost(active, ranks, recipe))
     by_target = dict(zip(active, ranks, strict=True))
     dealt = tuple(by_target.get(target, 0) for target in candidates)
-    return Dealt(candidates, dealt, limit, asked, r_max, budgeted=budget is not None)
+    return Dealt(candidates, dealt, limit, asked, r_max, budgeted=budget is not None, kept=kept)
+
+
+def total_cost(targets: Sequence[Target], ranks: Sequence[int], recipe: Recipe) -> int:
+    """Return what ranks cost under a recipe's kind of adapter.
+
+    Args:
+        targets: The targets.
+        ranks: Their ranks; 0 costs nothing.
+        recipe: The recipe.
+
+    Returns:
+        Adapter parameters.
+    """
+    return sum(cost_of(target, rank, recipe) for target, rank in zip(targets, ranks, strict=True))
+
+
+def cost_of(target: Target, rank: int, recipe: Recipe) -> int:
+    """Return what a rank costs on one target under a recipe's kind of adapter.
+
+    Args:
+        target: The target.
+        rank: Its rank, 0 or more.
+        recipe: The recipe.
+
+    Returns:
+        Adapter parameters.
+    """
+    return ADAPTER_KINDS[recipe.adapter.form].cost(target, rank) if rank else 0
+
+
+def _grown(active: tuple[Target, ...], recipe: Recipe, asked: int) -> int:
+    """Return the parameters of the adapter that a mask chooses from."""
+    slot, mask = recipe.allocation, recipe.mask
+    assert mask is not None
+    limits = rank_limits(
+        active, _resolve_r_max(slot.r_max, asked, active, recipe), slot.multiple, adapter=recipe.adapter.form
+    )
+    most = total_cost(active, [int(limit) for limit in limits], recipe)
+    if most < asked:
+        raise BudgetError(
+            f"the budget of {_amount(asked)} parameters is more than the largest adapter that recipe {recipe.name!r} "
+            f"can choose from has ({most:,}); lower the budget or widen the placement"
+        )
+    return most if mask.grow == "largest" else min(most, math.ceil(float(mask.grow) * asked))
+
+
+def _kept(recipe: Recipe, asked: int, adapter: int) -> int | None:
+    """Return how many parameters the mask keeps."""
+    if recipe.mask is None:
+        return None
+    if adapter < asked:
+        raise BudgetError(
+            f"the mask of recipe {recipe.name!r} shall keep {asked:,} parameters of an adapter that has {adapter:,}; "
+            "raise the mask's 'grow' or lower the budget"
+        )
+    return asked
 
 
 def _prescribed(
@@ -100,7 +174,9 @@ def _prescribed(
     if rule is None:
         raise TailoraError(f"allocator {slot.name!r} prescribes no ranks; give a budget")
     width = max(target.max_rank for target in active)
-    problem = Problem(active, unit_costs(active, width, dora=recipe.adapter.dora), signals, asked, seed, slot.options)
+    problem = Problem(
+        active, unit_costs(active, width, adapter=recipe.adapter.form), signals, asked, seed, slot.options
+    )
     return [int(rank) for rank in rule(problem)]
 
 
@@ -108,24 +184,28 @@ def _active_ranks(
     active: tuple[Target, ...], recipe: Recipe, asked: int, signals: Mapping[str, np.ndarray], seed: int
 ) -> tuple[list[int], int, int | None]:
     """Return the ranks of the active targets, the parameters they may take and the common rank limit."""
-    slot, dora = recipe.allocation, recipe.adapter.dora
+    slot, form = recipe.allocation, recipe.adapter.form
     if slot.faithful or slot.name == "explicit":
         ranks = _prescribed(active, recipe, asked, signals, seed)
-        cost = sum(t.cost(rank, dora=dora) for t, rank in zip(active, ranks, strict=True))
+        cost = total_cost(active, ranks, recipe)
         if slot.name == "explicit" and cost > asked:
             raise BudgetError(
                 f"the explicit ranks cost {cost:,} parameters, above the budget of {asked:,}; lower a rank or raise it"
             )
         # A published rule costs what it costs: its own total is then the budget, and the asked one stays on record.
         return ranks, cost if slot.faithful else asked, None
-    r_max = _resolve_r_max(slot.r_max, asked, active)
-    limits = rank_limits(active, r_max, slot.multiple)
+    r_max = _resolve_r_max(slot.r_max, asked, active, recipe)
+    limits = rank_limits(active, r_max, slot.multiple, adapter=form)
     width = int(limits.max(initial=0))
     if r_max is not None and r_max < slot.r_min:
         raise BudgetError(f"r_max {r_max} is below r_min {slot.r_min}; raise r_max or the budget, or lower r_min")
     if width == 0:
         raise BudgetError(f"no rank is possible: r_max {r_max} leaves no multiple of {slot.multiple}; raise r_max")
-    _refuse_impossible(active, asked, limits, slot.multiple, dora=dora)
+    whole = total_cost(active, [int(limit) for limit in limits], recipe)
+    if not ADAPTER_KINDS[form].sized and asked >= whole:
+        # A kind of one size, such as IA3, costs what it costs.
+        return [int(limit) for limit in limits], whole, r_max
+    _refuse_impossible(active, asked, limits, slot.multiple, recipe)
     dealt = _fit(active, recipe, asked, signals, seed, limits)
     if not dealt.any():
         raise BudgetError(f"the budget of {asked:,} parameters bought no rank at all; raise it")
@@ -145,13 +225,13 @@ def _fit(
     A large matrix could take thousands of ranks.  Gains of a rank do not depend on how many follow, so a first look at
     a few times the uniform rank gives the same plan unless a target fills all it was shown; then more are shown.
     """
-    slot, dora = recipe.allocation, recipe.adapter.dora
+    slot, form = recipe.allocation, recipe.adapter.form
     full = int(limits.max())
-    uniform = asked / sum(target.cost(1) for target in active)
+    uniform = asked / total_cost(active, [1] * len(active), recipe)
     shown = min(full, max(16, slot.r_min + slot.multiple, math.ceil(4 * uniform)))
     while True:
         width = min(full, -(-shown // slot.multiple) * slot.multiple)
-        costs = unit_costs(active, width, dora=dora)
+        costs = unit_costs(active, width, adapter=form)
         gains = ALLOCATORS[slot.name].gains(Problem(active, costs, signals, asked, seed, slot.options))
         dealt = allocate(
             gains, costs, asked, limits=np.minimum(limits, width), r_min=slot.r_min, multiple=slot.multiple
@@ -161,24 +241,27 @@ def _fit(
         shown *= 4
 
 
-def _resolve_r_max(r_max: int | str | None, budget: int, active: Sequence[Target]) -> int | None:
+def _resolve_r_max(r_max: int | str | None, budget: int, active: Sequence[Target], recipe: Recipe) -> int | None:
     """Turn ``"4x"`` into a rank: that many times the uniform rank the budget buys on the active targets."""
     if r_max is None or isinstance(r_max, int):
         return r_max
-    uniform = budget / sum(target.cost(1) for target in active)
+    kind = ADAPTER_KINDS["lora" if recipe.adapter.dora else recipe.adapter.form]
+    uniform = budget / sum(kind.cost(target, 1) for target in active)
     return max(1, math.ceil(float(r_max[:-1]) * uniform - 1e-9))
 
 
-def _refuse_impossible(active: Sequence[Target], budget: int, limits: np.ndarray, multiple: int, *, dora: bool) -> None:
+def _refuse_impossible(
+    active: Sequence[Target], budget: int, limits: np.ndarray, multiple: int, recipe: Recipe
+) -> None:
     """Refuse a budget that cannot buy one rank, or that no plan can spend."""
-    cheapest = min(t.cost(multiple, dora=dora) for t, limit in zip(active, limits, strict=True) if limit >= multiple)
+    cheapest = min(cost_of(t, multiple, recipe) for t, limit in zip(active, limits, strict=True) if limit >= multiple)
     if budget < cheapest:
         raise BudgetError(
             f"the budget of {budget:,} parameters is below the smallest plan: rank {multiple} on the cheapest target "
             f"costs {cheapest:,}; raise it"
         )
-    most = sum(t.cost(int(limit), dora=dora) for t, limit in zip(active, limits, strict=True))
-    dearest = max(t.cost(multiple, dora=dora) for t in active)
+    most = total_cost(active, [int(limit) for limit in limits], recipe)
+    dearest = max(cost_of(t, multiple, recipe) for t in active)
     if budget >= most + dearest:
         raise BudgetError(
             f"the budget of {_amount(budget)} parameters is more than the largest ranks allowed on the {len(active)} "

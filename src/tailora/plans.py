@@ -13,13 +13,13 @@ from tailora._version import __version__
 from tailora.artifacts import content_hash, read_json, write_json
 from tailora.budget import Budget
 from tailora.errors import PlanMismatchError, TailoraError, UserError
-from tailora.planning import alpha_for, deal, override_allocation
+from tailora.planning import alpha_for, cost_of, deal, override_allocation
 from tailora.recipes import Recipe, load_recipe
 from tailora.sources import evidence_of, model_params_of, require_signals, targets_of
 from tailora.targets import Target
 
 if TYPE_CHECKING:
-    from peft import LoraConfig, PeftModel
+    from peft import LoraConfig, PeftConfig, PeftModel
     from torch import nn
 
     from tailora.profiles import Profile
@@ -55,6 +55,7 @@ class Plan:
         targets: Every candidate in the model's order, rank 0 included.
         model_params: Parameters of the base model, where known.
         provenance: What else a reader needs: placement, seed, profile hash, model fingerprint, versions.
+        kept_params: How many of the adapter's parameters a mask lets train; ``None`` without a mask.
     """
 
     recipe: Recipe
@@ -63,6 +64,7 @@ class Plan:
     targets: tuple[PlannedTarget, ...]
     model_params: int | None = None
     provenance: Mapping[str, Any] = field(default_factory=dict)
+    kept_params: int | None = None
 
     @functools.cached_property
     def ranks(self) -> dict[str, int]:
@@ -76,7 +78,12 @@ class Plan:
 
     @property
     def total_params(self) -> int:
-        """Adapter parameters that the peft model will train (task heads not counted)."""
+        """Adapter parameters that will train (task heads not counted): all of them, or those that a mask keeps."""
+        return self.adapter_params if self.kept_params is None else self.kept_params
+
+    @property
+    def adapter_params(self) -> int:
+        """Parameters of the whole adapter, whether they train or not."""
         return sum(entry.cost for entry in self.targets)
 
     @functools.cached_property
@@ -97,9 +104,26 @@ class Plan:
         Returns:
             A new configuration.
         """
-        from tailora.adapters import lora_config
+        from tailora.adapter_configs import lora_config
 
         return lora_config(self, task_type=task_type, **overrides)
+
+    def peft_config(self, *, task_type: str | None = None, **overrides: Any) -> PeftConfig:
+        """Return the plan as the peft configuration of its kind of adapter: LoRA, LoHa, IA3 or bottleneck.
+
+        Args:
+            task_type: peft's task type.
+            **overrides: Further arguments of the configuration.
+
+        Returns:
+            A new configuration; a ``LoraConfig`` as ``lora_config`` makes it where the adapter is LoRA or DoRA.
+
+        Raises:
+            UserError: The plan adapts nothing, or the recipe asks for a dropout that the kind does not have.
+        """
+        from tailora.adapter_configs import peft_config
+
+        return peft_config(self, task_type=task_type, **overrides)
 
     def apply(
         self,
@@ -118,7 +142,8 @@ class Plan:
             seed: Seed of the adapter's initial weights; the global random state is left alone.
 
         Returns:
-            The peft model, whose adapter trains exactly ``total_params`` parameters.
+            The peft model, whose adapter has exactly ``adapter_params`` parameters, which are ``total_params`` unless
+            the recipe has a mask.
 
         Raises:
             PlanMismatchError: The plan was made for another model.
@@ -175,6 +200,7 @@ class Plan:
             "budget": self.budget,
             "budget_params": self.budget_params,
             "total_params": self.total_params,
+            **({} if self.kept_params is None else {"kept_params": self.kept_params}),
             "model_params": self.model_params,
             "provenance": {key: value for key, value in self.provenance.items() if key != "versions"},
             "versions": dict(self.provenance.get("versions", {})),
@@ -233,6 +259,7 @@ class Plan:
                 ),
                 model_params=data.get("model_params"),
                 provenance={**data.get("provenance", {}), "versions": data.get("versions", {})},
+                kept_params=None if data.get("kept_params") is None else int(data["kept_params"]),
             )
             found = plan.hash
         except (KeyError, TypeError, AttributeError, RecursionError) as error:
@@ -323,8 +350,8 @@ def plan(
         PlannedTarget(
             target=target,
             rank=rank,
-            alpha=alpha_for(rank, chosen.adapter.scaling) if rank else 0,
-            cost=target.cost(rank, dora=chosen.adapter.dora),
+            alpha=alpha_for(rank, chosen.adapter.scaling) if rank and chosen.adapter.kind in ("lora", "loha") else 0,
+            cost=cost_of(target, rank, chosen),
         )
         for target, rank in zip(dealt.candidates, dealt.ranks, strict=True)
     )
@@ -334,6 +361,7 @@ def plan(
         budget_params=dealt.budget_params,
         targets=planned,
         model_params=model_params,
+        kept_params=dealt.kept,
         provenance={
             **provenance,
             "placement": placement,

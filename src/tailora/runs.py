@@ -22,6 +22,7 @@ from tailora.locking import run_lock
 from tailora.progress import Progress
 from tailora.requirements import check_packages
 from tailora.run_folders import check_folder, clean, is_done, load_plan, run_folder, write_status
+from tailora.run_masks import mask_of, masked_optimizer
 from tailora.schedules import check_schedule
 from tailora.stopping import StopRequest
 from tailora.tasks import TASKS, LoadedModel
@@ -185,9 +186,12 @@ def _stages(work: _Work, profile: Profile | None, started: float) -> None:
         modules_to_save=list(fresh.new_modules) or None,
         seed=work.config.seed,
     )
-    work.write("counts.json", _counts(model, work.prepared))
+    work.write("counts.json", _counts(model, plan, work.prepared))
+    with work.timed("mask"):
+        mask = mask_of(work.config, plan, model, work.prepared, work.folder, progress=work.progress)
     with work.timed("train"):
-        trained = train(model, _job(work, fresh), optimizer=_optimizer(work, model))
+        optimizer = _optimizer(work, model) if mask is None else masked_optimizer(work.config, plan, model, mask)
+        trained = train(model, _job(work, fresh), optimizer=optimizer)
     with work.timed("evaluate"):
         if work.progress:
             work.progress("evaluate", 0, 1)
@@ -218,15 +222,18 @@ def _write_results(work: _Work, trained: Trained, scored: Evaluation, started: f
     write_json(work.folder / "timings.json", timings)
 
 
-def _counts(model: Any, prepared: Prepared) -> dict[str, Any]:
+def _counts(model: Any, plan: Plan, prepared: Prepared) -> dict[str, Any]:
     """Count on the peft model what trains, and what tokenising cut; the base is the model without its head."""
-    from tailora.adapters import count_parameters
+    from tailora.adapters import count_parameters, own_weights
     from tailora.packed import count_weights
 
-    counted: dict[str, Any] = {**count_parameters(model)}
+    counted: dict[str, Any] = {**count_parameters(model, own_weights(plan))}
     total = count_weights(prepared.base.model)
     # peft keeps a frozen copy of the head besides the one it trains, so the base is not simply all that is frozen.
     counted["base_params"] = total - counted["head_params"]
+    if plan.kept_params is not None:
+        # What trains is what counts; the rest of the adapter is stored beside it.
+        counted |= {"adapter_params": plan.kept_params, "stored_adapter_params": counted["adapter_params"]}
     encoded = {"training": prepared.training, "evaluation": prepared.evaluation}
     reports = {name: getattr(examples, "report", None) for name, examples in encoded.items()}
     return counted | {f"{name}_examples": report.to_dict() for name, report in reports.items() if report is not None}

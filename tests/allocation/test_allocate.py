@@ -119,7 +119,7 @@ def test_gains_that_break_the_contract_are_refused(gains, sentence):
 def test_unit_costs_add_up_to_what_targets_say():
     targets = [Target("a", "ffn.up", 0, (10, 6)), Target("b", "embedding", None, (50, 4), kind="embedding")]
     for dora in (False, True):
-        costs = unit_costs(targets, 4, dora=dora)
+        costs = unit_costs(targets, 4, adapter="dora" if dora else "lora")
         for row, target in zip(costs, targets, strict=True):
             assert [int(row[:k].sum()) for k in range(5)] == [target.cost(k, dora=dora) for k in range(5)]
     assert rank_limits(targets, 5, 2).tolist() == [4, 4]

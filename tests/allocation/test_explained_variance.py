@@ -17,7 +17,7 @@ ALLOCATOR = ALLOCATORS["explained-variance"]
 def problem(ratios, budget_rank=2, r_max=6, **options):
     targets = tuple(Target(f"layers.{i}.m", "ffn.up", i, (10 + 5 * i, 10)) for i in range(len(ratios)))
     signals = {"explained_variance": np.array(ratios, dtype=float)}
-    costs = unit_costs(targets, r_max, dora=False)
+    costs = unit_costs(targets, r_max)
     return Problem(targets, costs, signals, sum(t.cost(budget_rank) for t in targets), 0, options)
 
 

@@ -29,7 +29,7 @@ def make_problem(name, seed=0, n=9, r_max=12, budget_rank=3, dora=False):
         "intrinsic_dimension": rng.uniform(1, 20, size=(n, 2, 5)),
     }
     options = {"ranks": {t.name: i % 4 for i, t in enumerate(targets)}} if name == "explicit" else {}
-    costs = unit_costs(targets, r_max, dora=dora)
+    costs = unit_costs(targets, r_max, adapter="dora" if dora else "lora")
     return Problem(targets, costs, signals, sum(t.cost(budget_rank) for t in targets), seed, options)
 
 

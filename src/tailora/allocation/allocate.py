@@ -6,40 +6,48 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from tailora.adapter_kinds import ADAPTER_KINDS
 from tailora.errors import BudgetError, TailoraError
 from tailora.targets import Target
 
 
-def unit_costs(targets: Sequence[Target], r_max: int, *, dora: bool = False) -> np.ndarray:
+def unit_costs(targets: Sequence[Target], r_max: int, *, adapter: str = "lora") -> np.ndarray:
     """Return what each further rank costs.
 
     Args:
         targets: The candidates.
         r_max: Number of columns.
-        dora: Whether the adapter is a DoRA, whose magnitude comes with the first rank.
+        adapter: A registered kind of adapter; DoRA's magnitude and a bottleneck's biases come with the first rank.
 
     Returns:
         int64 ``[n_targets, r_max]``; column k holds ``cost(k + 1) - cost(k)`` in parameters.
     """
-    per_rank = np.array([target.cost(1) for target in targets], dtype=np.int64)
-    costs = np.repeat(per_rank[:, None], r_max, axis=1)
-    if dora and r_max:
-        costs[:, 0] = [target.cost(1, dora=True) for target in targets]
+    cost = ADAPTER_KINDS[adapter].cost
+    first = np.array([cost(target, 1) for target in targets], dtype=np.int64)
+    further = np.array([cost(target, 2) for target in targets], dtype=np.int64) - first
+    costs = np.repeat(further[:, None], r_max, axis=1)
+    if r_max:
+        costs[:, 0] = first
     return costs
 
 
-def rank_limits(targets: Sequence[Target], r_max: int | None, multiple: int = 1) -> np.ndarray:
+def rank_limits(
+    targets: Sequence[Target], r_max: int | None, multiple: int = 1, *, adapter: str = "lora"
+) -> np.ndarray:
     """Return the largest rank each target may get.
 
     Args:
         targets: The candidates.
         r_max: A common limit, or ``None``.
         multiple: Ranks are multiples of this.
+        adapter: A registered kind of adapter.
 
     Returns:
-        int64 ``[n_targets]``: the smaller of ``r_max`` and the matrix's smaller side, rounded down to ``multiple``.
+        int64 ``[n_targets]``: the smaller of ``r_max`` and the largest rank of the kind (of LoRA the matrix's smaller
+        side), rounded down to ``multiple``.
     """
-    limits = np.array([target.max_rank for target in targets], dtype=np.int64)
+    most = ADAPTER_KINDS[adapter].most
+    limits = np.array([most(target) for target in targets], dtype=np.int64)
     if r_max is not None:
         limits = np.minimum(limits, r_max)
     return limits // multiple * multiple

@@ -6,7 +6,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from tailora.allocation.allocate import allocate, unit_costs
+from tailora.adapter_kinds import ADAPTER_KINDS
+from tailora.allocation.allocate import allocate, rank_limits, unit_costs
 from tailora.allocation.problem import Problem
 from tailora.allocation.proportional import divisor_gains
 from tailora.errors import UserError, unknown_name
@@ -89,13 +90,13 @@ def block_ranks(
     return found
 
 
-def uniform_at_same_cost(targets: Sequence[Target], ranks: Sequence[int], *, dora: bool = False) -> np.ndarray:
+def uniform_at_same_cost(targets: Sequence[Target], ranks: Sequence[int], *, adapter: str = "lora") -> np.ndarray:
     """Return uniform ranks on the same targets for the same parameters: the control that the paper lacks.
 
     Args:
         targets: The targets.
         ranks: Ranks of a plan; targets at rank 0 stay at rank 0.
-        dora: Whether the adapter is a DoRA.
+        adapter: A registered kind of adapter.
 
     Returns:
         int64 ``[n_targets]``, as equal as the budget allows; they never cost more than ``ranks`` do, and less than
@@ -106,9 +107,10 @@ def uniform_at_same_cost(targets: Sequence[Target], ranks: Sequence[int], *, dor
     if not adapted:
         return dealt
     chosen = [targets[index] for index in adapted]
-    budget = sum(targets[index].cost(int(ranks[index]), dora=dora) for index in adapted)
-    limits = np.array([target.max_rank for target in chosen], dtype=np.int64)
-    costs = unit_costs(chosen, int(limits.max()), dora=dora)
+    cost = ADAPTER_KINDS[adapter].cost
+    budget = sum(cost(targets[index], int(ranks[index])) for index in adapted)
+    limits = rank_limits(chosen, None, adapter=adapter)
+    costs = unit_costs(chosen, int(limits.max()), adapter=adapter)
     dealt[adapted] = allocate(costs.astype(np.float64), costs, budget, limits=limits)
     return dealt
 

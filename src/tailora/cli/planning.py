@@ -120,8 +120,9 @@ def _show(made: Any) -> None:
     share = f", {made.total_params / made.model_params:.3%} of the model" if made.model_params else ""
     asked = made.provenance["asked_params"]
     over = "" if asked == made.budget_params else f" (the published rule; {asked:,} were asked)"
+    chosen = "" if made.kept_params is None else f" (a mask keeps them of an adapter of {made.adapter_params:,})"
     console.print(
-        f"{made.recipe.name}: {made.total_params:,} of {made.budget_params:,} parameters{over}{share}; ranks "
+        f"{made.recipe.name}: {made.total_params:,} of {made.budget_params:,} parameters{over}{chosen}{share}; ranks "
         f"{min(ranks)} to {max(ranks)} on {len(ranks)} of {len(made.ranks)} targets; plan {made.hash[:12]}",
         soft_wrap=True,
     )

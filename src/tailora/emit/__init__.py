@@ -44,4 +44,9 @@ def emit(plan: Plan, to: str, *, task_type: str | None = None, model: str | None
     write = EMITTERS[to]
     if task_type is not None and task_type not in TASK_TYPES:
         raise UserError(f"task type {task_type!r} is none of peft's; use one of: {', '.join(TASK_TYPES)}")
+    if plan.kept_params is not None:
+        raise UserError(
+            f"recipe {plan.recipe.name!r} trains {plan.kept_params:,} of {plan.adapter_params:,} adapter parameters, "
+            f"which {to!r} cannot be told; use 'tailora train', or tailora.fisher_mask with your trainer"
+        )
     return write(Hand.of(plan, task_type=task_type, model=model))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 _MOST = 2**31  # no matrix is larger, and array libraries count in 64 bits
 
@@ -35,14 +35,31 @@ class Adapter(_Slot):
     """The kind of adapter that the slots act on.
 
     Attributes:
+        kind: ``lora``, ``loha``, ``ia3``, ``bottleneck``, or ``weights`` (the base's own, of which a mask must
+            choose); a plan's rank is the kind's own size.
         dora: Weight-decomposed LoRA (arXiv 2402.09353).
-        dropout: LoRA dropout.
+        dropout: Dropout of LoRA's input or of whole LoHa modules.
         scaling: How alpha follows rank.
+        activation: Between the projections of a bottleneck, by its name in transformers.
     """
 
+    kind: Literal["lora", "loha", "ia3", "bottleneck", "weights"] = "lora"
     dora: bool = False
     dropout: float = Field(default=0.0, ge=0, lt=1)
     scaling: Scaling = Scaling()
+    activation: str = "relu"
+
+    @model_validator(mode="after")
+    def _one_kind(self) -> Adapter:
+        """Refuse a magnitude where there is no LoRA."""
+        if self.dora and self.kind != "lora":
+            raise ValueError(f"dora: true needs kind: lora, not {self.kind!r}")
+        return self
+
+    @property
+    def form(self) -> str:
+        """The name in the registry of adapter kinds."""
+        return "dora" if self.dora else self.kind
 
 
 class Allocation(_Slot):
@@ -84,6 +101,39 @@ class Initialisation(_Slot):
     name: Literal["default"] = "default"
 
 
+class Mask(_Slot):
+    """Which of the adapter's parameters train (FISH-Tuning, arXiv 2504.04050); the rest stays as it is.
+
+    Attributes:
+        selection: ``top`` by Fisher, ``per-tensor``, or a control: ``random``, ``reverse``.
+        grow: The adapter is planned with this many times the budget, of which the mask keeps one budget;
+            ``largest`` takes the largest adapter there is.
+        zero: What is done about a Fisher of zero: ``after_warmup``, ``b_only``, ``per_tensor`` or ``nonzero_init``.
+        kind: ``empirical``, ``true`` or ``true-exact`` Fisher.
+        reduction: ``square`` or ``absolute`` gradients.
+        warmup_steps: Steps of the warm-up.
+        warmup_learning_rate: Its learning rate; the run's where left out.
+        rewind: Whether the adapter goes back to its start after the warm-up.
+    """
+
+    selection: Literal["top", "per-tensor", "random", "reverse"] = "top"
+    grow: float | Literal["largest"] = Field(default=2.0)
+    zero: Literal["after_warmup", "b_only", "per_tensor", "nonzero_init"] = "after_warmup"
+    kind: Literal["empirical", "true", "true-exact"] = "empirical"
+    reduction: Literal["square", "absolute"] = "square"
+    warmup_steps: int = Field(default=20, ge=1, lt=_MOST)
+    warmup_learning_rate: float | None = Field(default=None, gt=0)
+    rewind: bool = True
+
+    @field_validator("grow")
+    @classmethod
+    def _larger(cls, value: float | str) -> float | str:
+        """Accept factors above 1."""
+        if not isinstance(value, str) and not 1 < value <= 1024:
+            raise ValueError(f"grow {value} must be above 1 and at most 1024, or 'largest'")
+        return value
+
+
 class Training(_Slot):
     """Which training method runs.
 
@@ -117,9 +167,16 @@ class Recipe(_Slot):
     placement: str = "all-linear"
     allocation: Allocation
     initialisation: Initialisation = Initialisation()
-    mask: None = None
+    mask: Mask | None = None
     training: Training = Training()
     adapter: Adapter = Adapter()
+
+    @model_validator(mode="after")
+    def _few_weights(self) -> Recipe:
+        """Refuse full fine-tuning, which is no adapter."""
+        if self.adapter.kind == "weights" and self.mask is None:
+            raise ValueError("adapter.kind: weights trains base weights in full; add a mask, or take another kind")
+        return self
 
     @property
     def signals(self) -> tuple[str, ...]:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
+from typing import Any
 
 DASH = "–"
 MINUS = "\N{MINUS SIGN}"
@@ -39,6 +41,22 @@ def share(percent: float | None) -> str:
     if percent is None:
         return DASH
     return f"{percent:.2f} %" if percent >= 0.095 or percent == 0 else f"{percent:.2g} %"
+
+
+def trained(plan: Mapping[str, Any]) -> str:
+    """Say how many parameters a plan trains, and of how many where a mask chooses.
+
+    Args:
+        plan: A plan's content, as its JSON file holds it.
+
+    Returns:
+        Such as ``1,024 parameters`` or ``1,024 of an adapter's 2,048 parameters``.
+    """
+    total, kept = plan.get("total_params"), plan.get("kept_params")
+    if kept is None:
+        return f"{count(total)} parameters"
+    whole = sum(target["cost"] for target in plan["targets"])
+    return f"{count(total)} of an adapter's {count(whole)} parameters"
 
 
 def seconds(value: float | None) -> str:

@@ -137,9 +137,7 @@ def _maps(group: Group, prefix: str, seen: list[dict[str, float]], order: Sequen
         dealt = {tuple(float(target["rank"]) for target in other.plan["targets"]) for other in group.recipes[name]}
         svg = rank_heat_map(run.plan, name=f"{prefix}-ranks-{number}", label=name, largest=largest)
         adapted = sum(float(target["rank"]) > 0 for target in run.plan["targets"])
-        detail = (
-            f"{formats.count(finite(run.plan.get('total_params')))} parameters on {formats.plural(adapted, 'target')}"
-        )
+        detail = f"{formats.trained(run.plan)} on {formats.plural(adapted, 'target')}"
         detail += f"; seed {run.seed}, others differ" if len(dealt) > 1 else ""
         ranks.append(card(name, f"{detail}.", svg))
     # A recipe that needs no signal may not have measured any: take each signal from the first run that has it.

@@ -183,7 +183,7 @@ def _plan_title(plan: Mapping[str, Any] | RunRecord, name: str = "") -> str:
     own = recipe.get("name") if isinstance(recipe, Mapping) else recipe
     total = content.get("total_params")
     shown = name or (plan.recipe if isinstance(plan, RunRecord) else str(own or "plan"))
-    return f"{shown}, {total:,} parameters" if isinstance(total, int) else shown
+    return f"{shown}, {formats.trained(content)}" if isinstance(total, int) else shown
 
 
 def _short(column: Column) -> str:

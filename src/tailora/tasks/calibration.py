@@ -171,6 +171,27 @@ def cached_profile(
     return measured
 
 
+def calibration_batches(config: RunConfig, prepared: Prepared) -> list[dict[str, torch.Tensor]]:
+    """Return the batches that profiles and masks are measured on: training examples, drawn by the calibration's seed.
+
+    Args:
+        config: The run's configuration.
+        prepared: Its data.
+
+    Returns:
+        Dicts that the model is called with, on the host.
+    """
+    settings = config.calibration
+    return prepared.task.calibration(
+        prepared.base.tokenizer,
+        # What early stopping validates on decides nothing before.
+        hold_out(config, prepared.training)[0],
+        count=settings.examples,
+        batch_size=settings.batch_size,
+        seed=settings.seed,
+    )
+
+
 def summarise(profile: Profile) -> dict[str, dict[str, float]]:
     """Return one number per target and signal, for heat maps.
 
@@ -222,17 +243,9 @@ def _measure(
     from tailora.packed import count_weights
     from tailora.profiles import profile
 
-    settings = config.calibration
     # The new head is seeded by the calibration, not by the run: all seeds of a study start from one profile.
-    model = prepared.base.fresh(settings.seed).model.to(device_of(config))
-    batches = prepared.task.calibration(
-        prepared.base.tokenizer,
-        # What early stopping validates on decides nothing before.
-        hold_out(config, prepared.training)[0],
-        count=settings.examples,
-        batch_size=settings.batch_size,
-        seed=settings.seed,
-    )
+    model = prepared.base.fresh(config.calibration.seed).model.to(device_of(config))
+    batches = calibration_batches(config, prepared)
     total = sum(len(batch["labels"]) for batch in batches)
     moved = ({name: tensor.to(device_of(config)) for name, tensor in batch.items()} for batch in batches)
 
