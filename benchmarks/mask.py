@@ -12,13 +12,13 @@ from __future__ import annotations
 import argparse
 import copy
 import gc
-import random
 import statistics
 import sys
-import time
 import warnings
 from collections.abc import Callable
 from typing import Any
+
+from timing import compare
 
 # This folder's profile.py would hide the standard library's, which torch imports.
 sys.path.pop(0)
@@ -159,20 +159,6 @@ def state_bytes(optimizer: torch.optim.Optimizer) -> int:
     return sum(value.numel() * value.element_size() for value in tensors if isinstance(value, torch.Tensor))
 
 
-def measure(rows: dict[str, Callable[[], Any]], rounds: int) -> dict[str, list[float]]:
-    """Return seconds per row and round, rows shuffled within each round."""
-    for row in rows.values():
-        row()
-    taken: dict[str, list[float]] = {name: [] for name in rows}
-    order = random.Random(0)
-    for _ in range(rounds):
-        for name in order.sample(list(rows), len(rows)):
-            start = time.perf_counter()
-            rows[name]()
-            taken[name].append(time.perf_counter() - start)
-    return taken
-
-
 def line(name: str, taken: dict[str, list[float]], reference: str) -> str:
     """Return a row of the table."""
     ratio = statistics.median(a / b for a, b in zip(taken[name], taken[reference], strict=True))
@@ -193,7 +179,7 @@ def main() -> None:
     print(f"{total:,} adapter parameters in {len(shapes)} tensors, {given.rounds} rounds, ", end="")
     print(f"{torch.get_num_threads()} threads, torch {torch.__version__}\n")
     rows = step_rows(shapes)
-    taken = measure({name: row for name, (row, _) in rows.items()}, given.rounds)
+    taken = compare({name: row for name, (row, _) in rows.items()}, given.rounds)
     print("optimizer step                          median   ratio to dense fused; bytes per candidate entry")
     for name, (_, sizes) in rows.items():
         held = sizes()
@@ -202,7 +188,7 @@ def main() -> None:
     del rows
     gc.collect()
     training = training_rows(model)
-    taken = measure(training, given.rounds)
+    taken = compare(training, given.rounds)
     print("\nwhole training step, 16 x 64 tokens     median   ratio to unmasked")
     for name in training:
         print(line(name, taken, "unmasked, dense fused"))

@@ -10,16 +10,16 @@ parameters require a gradient.  "floor again" is the noise.  Sections: fisher, l
 from __future__ import annotations
 
 import argparse
+import copy
 import ctypes
 import os
-import random
-import statistics
 import sys
-import time
 import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+
+from timing import Work, compare, show
 
 # In place of this script's own folder, whose profile.py would hide the standard library's.
 sys.path[0] = str(Path(__file__).resolve().parents[1] / "tests")
@@ -33,9 +33,6 @@ from reference import elementwise_slow as slow  # noqa: E402  # pyright: ignore[
 from tailora.signals.batching import sort_by_length  # noqa: E402
 from tailora.signals.elementwise import elementwise_fisher  # noqa: E402
 from tailora.signals.elementwise.passes import Options, Passes  # noqa: E402
-
-Work = Callable[[], Any]
-
 
 # Models and batches
 
@@ -236,40 +233,47 @@ def vmap(model: nn.Module, batches: list[dict[str, Any]]) -> Work:
     return work
 
 
+def backpack(model: nn.Module, batches: list[dict[str, Any]]) -> Work:
+    """BackPACK's sum of squared per-example gradients on the LoRA linears."""
+    from backpack import backpack as extension
+    from backpack import extend
+    from backpack.extensions import SumGradSquared
+
+    model = copy.deepcopy(model)  # what it registers stays
+    for module in model.modules():
+        if isinstance(module, nn.Linear) and module.weight.requires_grad:
+            extend(module)
+
+    def work() -> dict[str, torch.Tensor]:
+        sums = {name: torch.zeros_like(p) for name, p in trainable(model).items()}
+        for batch in batches:
+            model.zero_grad(set_to_none=True)
+            with extension(SumGradSquared()):
+                model(**batch).loss.backward()
+            for name, p in trainable(model).items():
+                # Each example's share of the mean loss is 1/n, squared.
+                sums[name] += p.sum_grad_squared * len(batch["labels"]) ** 2  # type: ignore[attr-defined]
+                del p.sum_grad_squared
+        model.zero_grad(set_to_none=True)
+        count = sum(len(batch["labels"]) for batch in batches)
+        return {name: total / count for name, total in sums.items()}
+
+    return work
+
+
 METHODS: dict[str, Callable[[nn.Module, list[dict[str, Any]]], Work]] = {
     "floor": floor,
     "floor again": floor,
     "ours": ours_running,
     "hooks": hooks,
     "opacus": opacus,
+    "BackPACK": backpack,
     "vmap(grad), chunks of 8": vmap,
     "loop, batch size 1": loop,
 }
 
 
 # Measuring
-
-
-def compare(rows: dict[str, Work], rounds: int) -> dict[str, list[float]]:
-    """Time every row once per round in a new order; the first round only warms up."""
-    taken: dict[str, list[float]] = {name: [] for name in rows}
-    order = random.Random(0)
-    for turn in range(rounds + 1):
-        for name in order.sample(list(rows), len(rows)):
-            start = time.perf_counter()
-            rows[name]()
-            if turn:
-                taken[name].append(time.perf_counter() - start)
-    return taken
-
-
-def show(taken: dict[str, list[float]], base: str = "floor") -> None:
-    """Print medians of the ratios, and the ratio of the least times, on which a busy machine acts least."""
-    for name, seconds in taken.items():
-        ratio = statistics.median(s / f for s, f in zip(seconds, taken[base], strict=True))
-        least = min(seconds) / min(taken[base])
-        middle = statistics.median(seconds) * 1e3
-        print(f"  {name:38s} {middle:9.0f} ms   ratio {ratio:6.2f}   of least times {least:6.2f}")
 
 
 def built(methods: dict[str, Any], model: nn.Module, batches: list[dict[str, Any]]) -> dict[str, Work]:
@@ -290,7 +294,7 @@ def fisher(rounds: int) -> None:
     for title, (make, classifies) in BUILT.items():
         for size, tokens in ((32, 64), (32, 16)):
             print(f"{title}, {size} examples of {tokens} tokens, LoRA r=8 on all linear layers")
-            show(compare(built(METHODS, make(), [batch_of(size, tokens, classifies)]), rounds))
+            show(compare(built(METHODS, make(), [batch_of(size, tokens, classifies)]), rounds), "floor")
 
 
 def lengths(rounds: int) -> None:
@@ -315,7 +319,7 @@ def lengths(rounds: int) -> None:
             )(),
             "loop, batch size 1, trimmed": loop(model, batches),
         }
-        show(compare(rows, rounds))
+        show(compare(rows, rounds), "floor")
 
 
 def correct(rounds: int) -> None:

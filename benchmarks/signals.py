@@ -11,13 +11,11 @@ Sections: gradients, inputs, growth.
 from __future__ import annotations
 
 import argparse
-import random
-import statistics
 import sys
-import time
 import warnings
-from collections.abc import Callable
 from typing import Any
+
+from timing import Work, compare, show
 
 # This folder's profile.py would hide the standard library's, which torch imports.
 sys.path.pop(0)
@@ -28,7 +26,6 @@ from torch import nn
 
 import tailora
 
-Work = Callable[[], Any]
 Batches = list[dict[str, torch.Tensor]]
 GRADIENT = ("fisher", "fisher_lora_b", "gradient_norm", "gradient_spectrum", "gradient_cross_spectrum")
 ACTIVATION = (
@@ -61,17 +58,33 @@ def llama(layers: int = 8) -> nn.Module:
 
 
 def wide(layers: int = 2) -> nn.Module:
-    """Return a BERT as wide as BERT-large, where gradients are sketched."""
+    """Return a BERT as wide as BERT-large, where feed-forward gradients are sketched."""
     torch.manual_seed(0)
     config = tf.BertConfig(hidden_size=1024, num_hidden_layers=layers, num_attention_heads=16, intermediate_size=4096)
     return tf.BertForSequenceClassification(config).eval()
 
 
-# Model, whether it classifies, examples a batch, tokens an example.
+def wider(layers: int = 1) -> nn.Module:
+    """Return one block as wide as a language model of a billion parameters, where all gradients are sketched."""
+    torch.manual_seed(0)
+    config = tf.LlamaConfig(
+        vocab_size=2000,
+        hidden_size=2048,
+        intermediate_size=5632,
+        num_hidden_layers=layers,
+        num_attention_heads=16,
+        num_key_value_heads=16,
+        tie_word_embeddings=True,
+    )
+    return tf.LlamaForCausalLM(config).eval()
+
+
+# Model, whether it classifies, examples a batch, tokens an example, batches.
 MODELS = {
-    "BERT 384/6L": (bert, True, 32, 64),
-    "Llama 256/8L": (llama, False, 8, 256),
-    "BERT 1024/2L": (wide, True, 16, 64),
+    "BERT 384/6L": (bert, True, 32, 64, 8),
+    "Llama 256/8L": (llama, False, 8, 256, 8),
+    "BERT 1024/2L": (wide, True, 16, 64, 16),
+    "Llama 2048/1L": (wider, False, 4, 128, 8),
 }
 
 
@@ -127,39 +140,16 @@ def eva(model: nn.Module, batches: Batches) -> Work:
     return lambda: get_eva_state_dict(adapted, given, show_progress_bar=False)
 
 
-def compare(rows: dict[str, Work], rounds: int) -> dict[str, list[float]]:
-    """Time every row once per round in a new order; the first round only warms up."""
-    taken: dict[str, list[float]] = {name: [] for name in rows}
-    order = random.Random(0)
-    for turn in range(rounds + 1):
-        for name in order.sample(list(rows), len(rows)):
-            start = time.perf_counter()
-            rows[name]()
-            if turn:
-                taken[name].append(time.perf_counter() - start)
-    return taken
-
-
-def show(taken: dict[str, list[float]], base: str) -> None:
-    for name, seconds in taken.items():
-        ratio = statistics.median(s / f for s, f in zip(seconds, taken[base], strict=True))
-        least = min(seconds) / min(taken[base])
-        middle = statistics.median(seconds) * 1e3
-        print(f"  {name:44s} {middle:9.0f} ms   ratio {ratio:6.2f}   of least times {least:6.2f}")
-
-
 def gradients(rounds: int) -> None:
     """Signals of gradients and activations against a plain pass."""
-    for title, (make, classifies, size, tokens) in MODELS.items():
-        batches = batches_of(make(), 4, size, tokens, classifies=classifies)
-        print(f"{title}, 4 batches of {size} examples of {tokens} tokens, all linear layers of the blocks")
+    for title, (make, classifies, size, tokens, count) in MODELS.items():
+        batches = batches_of(make(), count, size, tokens, classifies=classifies)
+        print(f"{title}, {count} batches of {size} examples of {tokens} tokens, all linear layers of the blocks")
         model = make()
         rows = {
             "plain forward and backward": plain(make(), batches),
             "plain again": plain(make(), batches),
             "fisher": profiled(model, batches, ("fisher",)),
-            "fisher, unchecked": profiled(model, batches, ("fisher",), check=False),
-            "fisher_lora_b": profiled(model, batches, ("fisher_lora_b",)),
             "fisher, gradient_spectrum (every run's)": profiled(model, batches, ("fisher", "gradient_spectrum")),
             "all gradient signals": profiled(model, batches, GRADIENT),
             "all gradient and activation signals": profiled(model, batches, GRADIENT + ACTIVATION),
@@ -169,7 +159,7 @@ def gradients(rounds: int) -> None:
 
 def inputs(rounds: int) -> None:
     """The activation spectrum against a forward pass, and peft's EVA."""
-    for title, (make, classifies, size, tokens) in MODELS.items():
+    for title, (make, classifies, size, tokens, _) in MODELS.items():
         model = make()
         batches = batches_of(model, 4, size, tokens, classifies=classifies)
         print(f"{title}, 4 batches of {size} examples of {tokens} tokens")
