@@ -261,7 +261,7 @@ def all_finite(slots: Sequence[Slot]) -> bool:
         Whether they are.
     """
     held = [slot._local for slot in slots if slot._local is not None]
-    sums = torch._foreach_norm(held, 1) if held else ()
+    sums = torch._foreach_norm(held, 1) if held else ()  # pyright: ignore[reportPrivateImportUsage]
     return all(bool(torch.isfinite(one)) for one in _by_device(sums))
 
 
@@ -278,8 +278,8 @@ def commit(slots: Sequence[Slot]) -> None:
             totals.append(slot._total)
             added.append(slot._local)
     if totals:
-        torch._foreach_add_(totals, added)
-        torch._foreach_zero_(added)
+        torch._foreach_add_(totals, added)  # pyright: ignore[reportPrivateImportUsage]
+        torch._foreach_zero_(added)  # pyright: ignore[reportPrivateImportUsage]
 
 
 def _by_device(scalars: Sequence[Tensor]) -> list[Tensor]:
