@@ -109,5 +109,6 @@ ADAPTER_KINDS.add(
     citation="Sung et al. 2021, Training Neural Networks with Fixed Sparse Masks, arXiv 2111.09839",
 )
 
-ADAPTER_MARKS = tuple(dict.fromkeys(mark for entry in ADAPTER_KINDS for mark in entry.value.marks))
+_UNPLANNED = ("unipelt_",)  # kinds that train here and have no size a plan could choose
+ADAPTER_MARKS = tuple(dict.fromkeys([*(mark for entry in ADAPTER_KINDS for mark in entry.value.marks), *_UNPLANNED]))
 """Parts of a parameter's name that make it an adapter's; everything else that trains is a task head."""

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 import tailora
 from tailora.allocation import ALLOCATORS, Problem, allocate, unit_costs
 from tailora.allocation.gelora import block_ranks, faithful_gelora, gelora, uniform_at_same_cost
-from tailora.allocation.gelora_noise import gelora_report
+from tailora.allocation.gelora_noise import gelora_report, student
 from tailora.errors import UserError
 from tailora.planning import override_allocation
 from tailora.profiles import Profile
@@ -226,3 +226,10 @@ def test_it_is_registered():
     entry = ALLOCATORS.entry("gelora")
     assert entry.value.faithful is faithful_gelora
     assert "2412.09250" in entry.citation
+
+
+def test_students_quantile_equals_scipys():
+    from scipy.stats import t
+
+    for freedom in [*range(1, 60), 99, 1999]:
+        assert student(freedom) == pytest.approx(t.ppf(0.975, freedom), rel=1e-4)
