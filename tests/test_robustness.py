@@ -23,6 +23,7 @@ from tailora.cli import main
 from tailora.errors import TrainingError, UserError
 from tailora.failures import StorageError, explain
 from tailora.locking import LOCK, BusyError, run_lock
+from tailora.masks import FisherMask
 from tailora.plans import Plan
 from tailora.runs import execute, is_done, run_folder
 from tailora.stopping import Interrupted
@@ -374,10 +375,17 @@ ACCELERATE = (
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("make", "launcher"), [(text_config, ACCELERATE), (review_config, TORCHRUN)])
-def test_two_processes_train_as_one(tmp_path, make, launcher):
+@pytest.mark.parametrize(
+    ("make", "launcher", "recipe"),
+    [
+        (text_config, ACCELERATE, "spectral"),
+        (review_config, TORCHRUN, "spectral"),
+        (text_config, TORCHRUN, "fish-lora"),
+    ],
+)
+def test_two_processes_train_as_one(tmp_path, make, launcher, recipe):
     settings = {"max_steps": 12, "logging_steps": 1, "use_cpu": True, "eval_steps": 6}
-    changes = {"recipe": "spectral", "task": {"max_length": 16}}
+    changes = {"recipe": recipe, "task": {"max_length": 16}}
     config = make(tmp_path, **changes, training={**settings, "per_device_train_batch_size": 4})
     # Every process draws its own drop-out, so losses can only agree without it.
     model = Path(config.model) / "config.json"
@@ -397,6 +405,8 @@ def test_two_processes_train_as_one(tmp_path, make, launcher):
     assert not list(folder.glob(".*"))
     one = execute(make(tmp_path, **changes, training={**settings, "per_device_train_batch_size": 8}))
     assert Plan.load(folder / "plan.json").ranks == Plan.load(one / "plan.json").ranks
+    if recipe.startswith("fish-"):
+        assert FisherMask.load(folder / "mask").hash == FisherMask.load(one / "mask").hash
     rows, expected = (read_rows(place / "history.jsonl") for place in (folder, one))
     assert [(r["step"], r["split"]) for r in rows] == [(r["step"], r["split"]) for r in expected]
     for mine, theirs in zip(rows, expected, strict=True):
