@@ -39,6 +39,7 @@ bench: $(VENV)/.dev
 	$(BIN)/python benchmarks/startup.py
 	$(BIN)/python -W ignore benchmarks/profile.py
 	$(BIN)/python -W ignore benchmarks/signals.py
+	$(BIN)/python -W ignore benchmarks/mask.py
 	$(BIN)/python -W ignore benchmarks/intrinsic_dimension.py
 
 clean:
