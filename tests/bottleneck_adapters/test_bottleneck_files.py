@@ -19,7 +19,8 @@ from safetensors.torch import load_file
 
 import models
 import tailora
-from tailora.bottleneck import BottleneckConfig, BottleneckLayer, BottleneckModel, registration
+from tailora.bottleneck import BottleneckConfig, BottleneckLayer, BottleneckModel, BottleneckType
+from tailora.bottleneck.registration import register
 from tailora.errors import TailoraError
 
 READ = """
@@ -61,15 +62,18 @@ def test_every_option_is_in_the_manual():
     assert not [name for name in options if f"`{name}" not in manual]
 
 
+METHOD = (BottleneckType.BOTTLENECK, BottleneckConfig, BottleneckModel)
+
+
 def test_registering_twice_changes_nothing_and_another_method_of_that_name_is_noticed(monkeypatch):
     tables = peft.mapping.PEFT_TYPE_TO_CONFIG_MAPPING
     before = dict(tables)
-    registration.register()
+    register(*METHOD)
     assert tables == before
     assert peft.mapping.PEFT_TYPE_TO_TUNER_MAPPING["BOTTLENECK"] is BottleneckModel
     monkeypatch.setitem(tables, "BOTTLENECK", peft.LoraConfig)
     with pytest.raises(TailoraError, match="peft already has a method called 'BOTTLENECK'"):
-        registration.register()
+        register(*METHOD)
 
 
 @pytest.mark.parametrize("name", ["bert", "gpt2", "t5"])

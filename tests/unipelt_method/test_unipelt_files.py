@@ -21,8 +21,9 @@ from unipelt_cases import SMALL, batch_of, build, layers_of, logits, trainable, 
 
 import models
 import tailora
+from tailora.bottleneck.registration import register
 from tailora.errors import TailoraError
-from tailora.unipelt import UniPELTConfig, UniPELTModel, attention, registration
+from tailora.unipelt import UniPELTConfig, UniPELTModel, UniPELTType, attention
 
 KINDS = {"bert": "AutoModelForSequenceClassification", "llama": "AutoModelForCausalLM"}
 READ = """
@@ -51,19 +52,21 @@ def test_every_option_is_in_the_manual():
     assert not [name for name in options if f"`{name}" not in manual]
 
 
+METHOD = (UniPELTType.UNIPELT, UniPELTConfig, UniPELTModel)
+
+
 def test_registering_twice_changes_nothing_and_others_of_that_name_are_noticed(monkeypatch):
     tables = peft.mapping.PEFT_TYPE_TO_CONFIG_MAPPING
     before = dict(tables)
-    registration.register()
+    register(*METHOD)
     assert tables == before
     assert peft.mapping.PEFT_TYPE_TO_TUNER_MAPPING["UNIPELT"] is UniPELTModel
     monkeypatch.setitem(tables, "UNIPELT", peft.LoraConfig)
     with pytest.raises(TailoraError, match="peft already has a method called 'UNIPELT'"):
-        registration.register()
-    monkeypatch.setitem(tables, "UNIPELT", UniPELTConfig)
+        register(*METHOD)
     monkeypatch.setitem(ALL_ATTENTION_FUNCTIONS._global_mapping, attention.NAME, print)
     with pytest.raises(TailoraError, match="transformers already has an attention function called 'tailora_unipelt'"):
-        registration.register()
+        attention.register_attention()
 
 
 def test_the_configuration_survives_the_file(tmp_path):

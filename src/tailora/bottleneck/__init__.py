@@ -12,7 +12,7 @@ from tailora.bottleneck.model import BottleneckModel
 from tailora.bottleneck.places import bottleneck_parameters, bottleneck_sizes
 from tailora.bottleneck.registration import register
 
-register()
+register(BottleneckType.BOTTLENECK, BottleneckConfig, BottleneckModel)
 
 __all__ = [
     "BottleneckConfig",

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import warnings
 from typing import Any
 
 import torch
@@ -13,6 +12,7 @@ from transformers.activations import ACT2FN
 from transformers.pytorch_utils import Conv1D
 
 from tailora.bottleneck.config import BottleneckConfig
+from tailora.bottleneck.unmergeable import Unmergeable
 from tailora.errors import UserError, unknown_name
 
 NO_MERGE = (
@@ -36,7 +36,7 @@ def output_width(layer: nn.Module) -> int | None:
     return width if isinstance(width, int) and isinstance(getattr(layer, "in_features", None), int) else None
 
 
-class BottleneckLayer(nn.Module, BaseTunerLayer):
+class BottleneckLayer(Unmergeable, nn.Module, BaseTunerLayer):
     """``y + sum_i scaling_i * up_i(act_i(down_i(y)))`` with ``y = base_layer(x)``, over the active adapters.
 
     Several active adapters stand side by side: each reads the base layer's output.
@@ -48,6 +48,7 @@ class BottleneckLayer(nn.Module, BaseTunerLayer):
         size: Its bottleneck size.
     """
 
+    why_not = NO_MERGE
     adapter_layer_names = ("bottleneck_down", "bottleneck_up", "bottleneck_norm")
     other_param_names = ("bottleneck_activation", "bottleneck_size", "scaling")
 
@@ -127,22 +128,6 @@ class BottleneckLayer(nn.Module, BaseTunerLayer):
             inner = self.bottleneck_activation[name](down(inner))
             result = result + self.bottleneck_up[name](inner) * self.scaling[name]
         return result.to(y.dtype)
-
-    def merge(self, safe_merge: bool = False, adapter_names: list[str] | None = None) -> None:
-        """Refuse: there is no weight that does what a nonlinear adapter does.
-
-        Args:
-            safe_merge: Not used.
-            adapter_names: Not used.
-
-        Raises:
-            UserError: Always.
-        """
-        raise UserError(NO_MERGE)
-
-    def unmerge(self) -> None:
-        """Do nothing, with a warning as from peft's layers: nothing can have been merged."""
-        warnings.warn("Already unmerged. Nothing to do.", stacklevel=2)
 
 
 def _initialise(down: nn.Linear, up: nn.Linear, how: bool | str) -> None:

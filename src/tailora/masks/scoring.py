@@ -24,7 +24,7 @@ from tailora.signals.elementwise.slots import Reduction
 from tailora.signals.losses import Loss
 
 # Warm-up gives every factor a Fisher of its own whatever the initialisation, and rewinding leaves the model as it was.
-# On a language model with LoRA it was best: b_only, a sparse LoRA-FA, and per_tensor, which draws half of A at random, lost
+# On a language model with LoRA it was best: b_only, a sparse LoRA-FA, and per_tensor, which draws half of A, lost
 # to vanilla LoRA at equal parameters (docs/experiments/masks.md).
 DEFAULT_ZERO: Zero = "after_warmup"
 """What is done about a Fisher of zero unless told otherwise."""

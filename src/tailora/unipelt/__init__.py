@@ -6,12 +6,14 @@ Importing this package makes the method known to peft, so that ``get_peft_model`
 
 from __future__ import annotations
 
+from tailora.bottleneck.registration import register
+from tailora.unipelt.attention import register_attention
 from tailora.unipelt.config import UniPELTConfig, UniPELTType
 from tailora.unipelt.layer import UniPELTLayer
 from tailora.unipelt.model import UniPELTModel
 from tailora.unipelt.places import unipelt_parameters
-from tailora.unipelt.registration import register
 
-register()
+register(UniPELTType.UNIPELT, UniPELTConfig, UniPELTModel)
+register_attention()
 
 __all__ = ["UniPELTConfig", "UniPELTLayer", "UniPELTModel", "UniPELTType", "unipelt_parameters"]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import warnings
 from typing import Any
 
 import torch
@@ -11,6 +10,7 @@ from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import Tensor, nn
 from transformers.activations import ACT2FN
 
+from tailora.bottleneck.unmergeable import Unmergeable
 from tailora.errors import UserError, unknown_name
 from tailora.unipelt.attention import Share
 from tailora.unipelt.config import UniPELTConfig
@@ -22,7 +22,7 @@ NO_MERGE = (
 )
 
 
-class UniPELTLayer(nn.Module, BaseTunerLayer):
+class UniPELTLayer(Unmergeable, nn.Module, BaseTunerLayer):
     """``y + gate * part`` with ``y = base_layer(x)``; the part is LoRA's or the adapter's.
 
     Around a query projection it also makes the block's prefix, with a gate of its own.
@@ -35,6 +35,7 @@ class UniPELTLayer(nn.Module, BaseTunerLayer):
         share: Of the block.
     """
 
+    why_not = NO_MERGE
     adapter_layer_names = (
         "unipelt_a",
         "unipelt_b",
@@ -178,22 +179,6 @@ class UniPELTLayer(nn.Module, BaseTunerLayer):
             )
         counted = real[..., None].to(values.dtype)
         return (values * counted).sum(dim=1, keepdim=True) / counted.sum(dim=1, keepdim=True).clamp(min=1)
-
-    def merge(self, safe_merge: bool = False, adapter_names: list[str] | None = None) -> None:
-        """Refuse: there is no weight that does what a gate does.
-
-        Args:
-            safe_merge: Not used.
-            adapter_names: Not used.
-
-        Raises:
-            UserError: Always.
-        """
-        raise UserError(NO_MERGE)
-
-    def unmerge(self) -> None:
-        """Do nothing, with a warning as from peft's layers: nothing can have been merged."""
-        warnings.warn("Already unmerged. Nothing to do.", stacklevel=2)
 
 
 def check_activation(name: str) -> nn.Module:
