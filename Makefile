@@ -6,12 +6,13 @@ BIN := $(VENV)/bin
 # Small tensors: one thread a process is fastest when several test processes share the cores.
 TEST_ENV := OMP_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false HF_HUB_OFFLINE=1
 
-.PHONY: help demo test test-slow lint types format bench clean
+.PHONY: help demo test test-slow fuzz lint types format bench clean
 
 help:
 	@echo "make demo       profile, plan, train and compare three recipes on real data (about 5 minutes)"
 	@echo "make test       the test suite (lint and types included)"
 	@echo "make test-slow  the long training tests"
+	@echo "make fuzz       damaged files and odd configurations, newly drawn every time (about 10 minutes)"
 	@echo "make bench      the benchmarks of docs/benchmarks.md"
 
 demo: $(VENV)/.demo
@@ -22,6 +23,9 @@ test: $(VENV)/.dev lint types
 
 test-slow: $(VENV)/.dev
 	OMP_NUM_THREADS=2 TOKENIZERS_PARALLELISM=false HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -q -m slow
+
+fuzz: $(VENV)/.dev
+	$(TEST_ENV) TAILORA_FUZZ=20 $(BIN)/python -m pytest -q tests/test_fuzz.py --hypothesis-profile explore
 
 lint: $(VENV)/.dev
 	$(BIN)/ruff check .

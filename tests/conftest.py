@@ -8,8 +8,10 @@ from pathlib import Path
 import pytest
 from hypothesis import HealthCheck, settings
 
-# Machines are shared and noisy: how long an example takes says nothing about the code.
-settings.register_profile("tailora", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+# Machines are shared and noisy: how long an example takes says nothing about the code.  The suite draws the same
+# examples every time, so that a change is judged by what it changes; `make fuzz` draws new ones, and more of them.
+settings.register_profile("tailora", deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow])
+settings.register_profile("explore", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("tailora")
 
 # No test may reach for the hub: everything is local or built from a config.

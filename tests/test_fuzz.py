@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import io
 import json
+import os
 import shutil
 
 import pytest
@@ -17,6 +18,9 @@ from tailora.config import load_config, make_config
 from tailora.errors import UserError
 from tailora.runs import execute, run_folder
 from tiny_runs import review_config
+
+TIMES = int(os.environ.get("TAILORA_FUZZ", "1"))
+"""How many times as many examples as the suite draws; see `make fuzz`."""
 
 KEYS = [
     "model", "task", "recipe", "budget", "placement", "allocation", "seed", "calibration", "training", "output",
@@ -57,7 +61,7 @@ def sentence(error):
     text.encode()
 
 
-@settings(max_examples=100)
+@settings(max_examples=100 * TIMES)
 @given(configs | values)
 def test_values_become_a_configuration_or_a_sentence(values):
     try:
@@ -70,7 +74,7 @@ def test_values_become_a_configuration_or_a_sentence(values):
         assert run_folder(config).name
 
 
-@settings(max_examples=100, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=100 * TIMES, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.data())
 def test_any_file_becomes_a_configuration_or_a_sentence(tmp_path, data):
     words = ["model: a\n", "<<: ", "!!set ", "!!binary ", "&a ", "*a"]
@@ -187,7 +191,7 @@ COMMANDS = {
 
 
 @pytest.mark.parametrize("name", list(COMMANDS))
-@settings(max_examples=12, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow])
+@settings(max_examples=12 * TIMES, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow])
 @given(data=st.data())
 def test_damaged_files_end_in_a_sentence(done_run, monkeypatch, name, data):
     root, folder, profile = done_run
@@ -259,7 +263,7 @@ VALUES = {
 }
 
 
-@settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow])
+@settings(max_examples=60 * TIMES, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow])
 @given(data=st.data())
 def test_any_values_of_plan_end_in_a_plan_or_a_sentence(done_run, tmp_path, monkeypatch, data):
     monkeypatch.chdir(tmp_path)

@@ -68,7 +68,14 @@ def test_a_model_folder_is_not_a_run(tmp_path):
 DAMAGE = {
     "status.json": ['{"status": "do', "[]", "null", '{"status": 3}'],
     "config.json": ["", "[1]"],
-    "plan.json": ["{}", '{"targets": [1]}', '{"targets": [{"name": "x"}]}', "\x00", "[" * 100_000],
+    "plan.json": [
+        "{}",
+        '{"targets": [{"name": "x", "role": "head", "rank": 1, "shape": 1}]}',
+        '{"targets": [1]}',
+        '{"targets": [{"name": "x"}]}',
+        "\x00",
+        "[" * 100_000,
+    ],
     "scores.json": [
         '{"primary": "accuracy"}',
         '{"primary": "accuracy", "accuracy": NaN}',

@@ -210,6 +210,8 @@ def _check(plan: Mapping[str, Any], scores: Mapping[str, Any]) -> None:
         depth = target.get("depth")
         if finite(target["rank"]) is None or (depth is not None and finite(depth) is None):
             raise UserError(f"plan.json gives target {str(target['name'])!r} a rank or depth that is not a number")
+        if not isinstance(target.get("shape", []), list):
+            raise UserError(f"plan.json gives target {str(target['name'])!r} a shape that is not a list")
     primary = scores.get("primary")
     if not isinstance(primary, str) or primary not in scores:
         raise UserError("scores.json does not hold the primary score that it names")
