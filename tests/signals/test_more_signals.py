@@ -277,6 +277,32 @@ def test_nystrom_returns_the_leading_eigenvalues():
     assert nystrom(low @ omega, omega)[5:].abs().max() < 1e-8
 
 
+def test_a_wide_moment_is_sketched_and_its_trace_is_exact():
+    """Nystrom's eigenvalues never exceed the true ones; narrow moments are whole."""
+    names = ("activation_spectrum", "activation_second_moment")
+    exact, close, narrow = (
+        tailora.profile(
+            models.build("llama", dtype=torch.float64),
+            models.batches("llama"),
+            signals=names,
+            options={"moment_sketch": k},
+        )
+        for k in (0, 2, 16)
+    )
+    sketched = [i for i, target in enumerate(exact.targets) if target.shape[1] > 16]
+    assert 0 < len(sketched) < len(exact.targets)
+    for i, _ in enumerate(exact.targets):
+        whole, seen = exact.signals["activation_spectrum"][i], close.signals["activation_spectrum"][i]
+        if i in sketched:
+            assert (seen[1:] == 0).all()
+            assert (seen[:1] <= whole[:1] * (1 + 1e-9)).all()
+            assert (seen[:1] > 0.3 * whole[:1]).all()
+        else:
+            np.testing.assert_array_equal(seen, whole)
+    np.testing.assert_allclose(close.signals[names[1]], exact.signals[names[1]], rtol=1e-12)
+    np.testing.assert_array_equal(narrow.signals[names[0]], exact.signals[names[0]])
+
+
 def test_the_true_fisher_draws_labels_from_the_model():
     """On many draws the mean of the drawn Fisher is the expectation over all classes."""
     model = models.build("bert", dtype=torch.float64, scale=2.0)

@@ -26,8 +26,8 @@ def gradient_norm(context: Context, statistics: Any) -> np.ndarray:
     norms = np.zeros(len(context.targets), dtype=np.float64)
     for index, _ in enumerate(context.targets):
         if gradient.sketched(index):
-            found = gradient.approximate(index)
-            norms[index] = 0.0 if found is None else float(found[1].square().sum().sqrt())
+            found = gradient.values(index)
+            norms[index] = 0.0 if found is None else float(found.square().sum().sqrt())
         else:
             mean = gradient.mean(index)
             norms[index] = 0.0 if mean is None else float(mean.double().norm())

@@ -33,9 +33,9 @@ def gradient_spectrum(context: Context, statistics: Any) -> np.ndarray:
     spectra = _empty(context)
     for index, _ in enumerate(context.targets):
         if gradient.sketched(index):
-            found = gradient.approximate(index)
+            found = gradient.values(index)
             if found is not None:
-                _fill(spectra, index, found[1][: gradient.width // 2])
+                _fill(spectra, index, found[: gradient.width // 2])
         elif (mean := gradient.mean(index)) is not None:
             _fill(spectra, index, _singular_values(mean).square().sum(dim=0).sqrt())
     return spectra

@@ -29,6 +29,7 @@ class MeanGradient(Statistic):
         self._dense: dict[int, Tensor] = {}
         self._tests: dict[int, TestMatrices] = {}
         self._sketches: dict[int, tuple[dict[str, Tensor], dict[str, Tensor]]] = {}
+        self._values: dict[int, Tensor] = {}
         self.examples = [0, 0]
 
     def sketched(self, index: int) -> bool:
@@ -46,6 +47,7 @@ class MeanGradient(Statistic):
 
     def update(self, index: int, seen: Observation) -> None:
         """Add some examples' gradients."""
+        self._values.clear()
         if not self.sketched(index):
             self._add(index, seen)
             return
@@ -113,6 +115,19 @@ class MeanGradient(Statistic):
         u, s, v = factors(sums, self._tests[index])
         return u, s / max(sum(self.examples) if half is None else self.examples[half], 1), v
 
+    def values(self, index: int) -> Tensor | None:
+        """Return the leading singular values of a sketched target's mean gradient; two signals read them.
+
+        Args:
+            index: The target.
+
+        Returns:
+            ``[k]`` in descending order; ``None`` where the loss never reached it.
+        """
+        if index not in self._values and (found := self.approximate(index)) is not None:
+            self._values[index] = found[1]
+        return self._values.get(index)
+
     def state(self) -> dict[str, Tensor]:
         """Return the sums of every target and the number of examples in each half."""
         found = {"examples": torch.tensor(self.examples)}
@@ -132,7 +147,7 @@ class MeanGradient(Statistic):
     def load(self, state: Mapping[str, Tensor]) -> None:
         """Take the sums."""
         self.examples = [int(count) for count in state["examples"]]
-        self._dense, self._sketches = {}, {}
+        self._dense, self._sketches, self._values = {}, {}, {}
         for index, _ in enumerate(self.context.targets):
             if self.sketched(index):
                 halves = [{name: state[f"{index}.{h}.{name}"] for name in ("rows", "columns", "core")} for h in (0, 1)]
