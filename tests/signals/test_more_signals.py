@@ -298,7 +298,7 @@ def test_a_wide_moment_is_sketched_and_its_trace_is_exact():
             assert (seen[:1] <= whole[:1] * (1 + 1e-9)).all()
             assert (seen[:1] > 0.3 * whole[:1]).all()
         else:
-            np.testing.assert_array_equal(seen, whole)
+            np.testing.assert_array_equal(seen, whole[: len(seen)])
     np.testing.assert_allclose(close.signals[names[1]], exact.signals[names[1]], rtol=1e-12)
     np.testing.assert_array_equal(narrow.signals[names[0]], exact.signals[names[0]])
 
