@@ -228,6 +228,23 @@ def test_killed_run_continues_with_its_plan_and_ends_the_same(tmp_path, how):
     assert [(r["step"], r["split"]) for r in rows] == [(r["step"], r["split"]) for r in expected]
 
 
+def test_a_run_that_ends_while_it_is_scored_does_not_train_on(tmp_path):
+    """The Trainer takes one more step from the checkpoint of the last one."""
+    config = text_config(tmp_path, training={"max_steps": 6, "lr_scheduler_type": "constant", "save_steps": 3})
+
+    def stop(stage, done, total):
+        if stage == "evaluate":
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        execute(config, progress=stop)
+    folder = execute(config)
+    whole = execute(config.model_copy(update={"output": str(tmp_path / "whole")}))
+    assert load(folder, "timings")["resumed_from_step"] == 6
+    assert load(folder, "scores") == load(whole, "scores")
+    assert read_rows(folder / "history.jsonl") == read_rows(whole / "history.jsonl")
+
+
 def test_early_stopping_in_a_run_uses_training_examples_alone(tmp_path):
     settings = {"max_steps": 12, "eval_steps": 2, "early_stopping_patience": 1, "early_stopping_threshold": 9.0}
     config = review_config(tmp_path, training={**settings, "load_best_model_at_end": True})

@@ -35,6 +35,19 @@ def last_checkpoint(folder: Path) -> Path | None:
     return max(found)[1] if found else None
 
 
+def is_last(checkpoint: Path) -> bool:
+    """Tell whether a checkpoint is that of the last step; the Trainer would take one more from there.
+
+    Args:
+        checkpoint: A whole checkpoint.
+
+    Returns:
+        Whether nothing is left to train.
+    """
+    state = json.loads((checkpoint / "trainer_state.json").read_text(encoding="utf-8"))
+    return 0 < state["max_steps"] <= state["global_step"]
+
+
 def drop_poisoned(folder: Path) -> Path | None:
     """Remove the newest checkpoints while their weights are no finite numbers.
 

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 from tailora import early_stopping, processes
-from tailora.checkpoints import History, drop_poisoned, last_checkpoint, write_rows
+from tailora.checkpoints import History, drop_poisoned, is_last, last_checkpoint, write_rows
 from tailora.config import TrainingConfig
 from tailora.errors import TrainingError
 from tailora.progress import Progress
@@ -112,7 +112,7 @@ def train(model: Any, job: Job, *, optimizer: torch.optim.Optimizer | None = Non
     checkpoint = last_checkpoint(job.checkpoints)
     start = int(checkpoint.name.rpartition("-")[2]) if checkpoint else 0
     history = History(job.folder / "history.jsonl", until=start)
-    if checkpoint and early_stopping.is_over(history.rows, job.settings):
+    if checkpoint and (is_last(checkpoint) or early_stopping.is_over(history.rows, job.settings)):
         early_stopping.restore(model, checkpoint / "adapter_model.safetensors")
         steps = start
     else:
