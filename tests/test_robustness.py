@@ -321,7 +321,7 @@ from tailora.runs import execute
 config = make_config(json.load(open(sys.argv[1])))
 timer = []
 def begin(*step):
-    if not timer:
+    if step[0] != "load" and not timer:
         timer.append(threading.Timer(float(sys.argv[2]), os.kill, (os.getpid(), signal.SIGKILL)))
         timer[0].daemon = True
         timer[0].start()

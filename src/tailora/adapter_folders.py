@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 import tempfile
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ from tailora.config import RunConfig, make_config
 from tailora.errors import PlanMismatchError, TailoraError, UserError
 from tailora.evaluation import Evaluation
 from tailora.failures import is_out_of_memory, memory_advice
+from tailora.harness import check_fit, check_harness, measure
 from tailora.progress import Progress
 from tailora.run_folders import stored
 from tailora.stopping import Interrupted
@@ -18,13 +20,19 @@ from tailora.tasks.calibration import Prepared, device_of, prepare
 
 
 def evaluate_adapter(
-    adapter: str | Path, config: RunConfig | None = None, *, progress: Progress | None = None
+    adapter: str | Path,
+    config: RunConfig | None = None,
+    *,
+    harness: Mapping[str, Any] | None = None,
+    progress: Progress | None = None,
 ) -> dict[str, Any]:
     """Score a saved adapter.
 
     Args:
         adapter: A run's folder, the ``adapter`` folder inside one, or any peft adapter folder.
         config: Base model and task; those of the run the adapter lies in when left out.
+        harness: Keys of the section ``harness`` to change.  Other ``tasks`` begin a new section, which keeps only the
+            places of the task files and their data.
         progress: Called as ``progress(stage, done, total)``.
 
     Returns:
@@ -48,7 +56,11 @@ def evaluate_adapter(
         if values is None:
             raise UserError(f"adapter {str(adapter)!r} lies in no run folder; give the task with a configuration")
         config = make_config(values, where=str(place))
+    if harness:
+        config = _with_harness(config, harness)
+    check_harness(config)
     prepared = prepare(config)
+    check_fit(config, prepared.base.model, prepared.base.tokenizer)
     _check_base(path, str(adapter), prepared.base.model, config.model)
     if progress:
         progress("evaluate", 0, 1)
@@ -63,10 +75,20 @@ def evaluate_adapter(
             "give an adapter with its own base"
         ) from None
     with memory_advice(config, "evaluate"):
-        scores = score(config, prepared, model.to(device_of(config))).scores()
+        scored = score(config, prepared, model.to(device_of(config)))
+        if config.harness:
+            scored = measure(config, model, prepared.base.tokenizer, progress=progress).joined(scored)
     if progress:
         progress("evaluate", 1, 1)
-    return scores
+    return scored.scores()
+
+
+def _with_harness(config: RunConfig, changes: Mapping[str, Any]) -> RunConfig:
+    """Return the configuration with keys of its section ``harness`` changed."""
+    section = config.harness.model_dump() if config.harness else {}
+    if "tasks" in changes:
+        section = {key: section.get(key) for key in ("include_path", "data_root")}
+    return make_config(config.to_dict() | {"harness": {**section, **changes}}, where="harness")
 
 
 def _check_base(folder: Path, adapter: str, base: Any, model: str) -> None:

@@ -23,6 +23,7 @@ from tailora.config_files import (
     resolve_paths,
     world_size,
 )
+from tailora.config_harness import HarnessConfig
 from tailora.config_training import (
     NOT_IN_HASH,
     CalibrationConfig,
@@ -158,7 +159,9 @@ class RunConfig(Section):
         calibration: What the profile is measured on.
         training: How it is trained.
         quantization: How the frozen base is stored; in float32 when left out.
+        harness: Tasks of lm-eval that score the adapter as well; none when left out.
         output: Folder that gets the run's folder.
+        label: Name of the recipe in tables; the recipe's own when left out.
     """
 
     model: str = Field(min_length=1)
@@ -173,7 +176,9 @@ class RunConfig(Section):
     calibration: CalibrationConfig = Field(default_factory=CalibrationConfig)
     training: TrainingConfig = Field(default_factory=TrainingConfig)
     quantization: QuantizationConfig | None = None
+    harness: HarnessConfig | None = None
     output: str = Field(default="runs", min_length=1)
+    label: str = ""
 
     @model_validator(mode="after")
     def _training_fits_the_task(self) -> RunConfig:
@@ -191,23 +196,26 @@ class RunConfig(Section):
         return self
 
     def to_dict(self) -> dict[str, Any]:
-        """Return a JSON-ready dict with every value, defaults included."""
-        return self.model_dump(mode="json")
+        """Return a JSON-ready dict with every value, defaults included; ``harness`` only where it is given."""
+        # Runs without it keep the files and the hash they had before there was such a section.
+        return self.model_dump(mode="json", exclude=None if self.harness else {"harness"})
 
     @functools.cached_property
     def hash(self) -> str:
         """SHA-256 of everything that influences the result.
 
         Files and folders on this machine enter by their content, so a run keeps its identity when the data moves and
-        gets a new one when the data changes.  The output folder and the name of the task do not enter.
+        gets a new one when the data changes.  The output folder, the label and the name of the task do not enter.
         """
         facts = self.to_dict()
-        del facts["output"], facts["task"]["name"]
+        del facts["output"], facts["label"], facts["task"]["name"]
         for name in NOT_IN_HASH:
             del facts["training"][name]
         if (processes := world_size()) > 1:
             # Every process takes per_device_train_batch_size examples, so their number changes what a step learns.
             facts["processes"] = processes
+        if self.harness is not None:
+            facts["harness"] = self.harness.facts()
         facts["model"] = fingerprint_path(self.model)
         facts["recipe"] = fingerprint_path(self.recipe) if is_recipe_file(self.recipe) else self.recipe
         facts["task"]["train"] = fingerprint_path(self.task.train, pictures=True)
@@ -276,6 +284,7 @@ def _task_name(task: TaskConfig) -> str:
 
 __all__ = [
     "CalibrationConfig",
+    "HarnessConfig",
     "QuantizationConfig",
     "RunConfig",
     "TaskConfig",

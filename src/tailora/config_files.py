@@ -6,6 +6,7 @@ import functools
 import hashlib
 import os
 from collections.abc import Sequence
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ DATA_SUFFIXES = frozenset({".csv", ".tsv", ".json", ".jsonl", ".ndjson", ".txt",
 _FINGERPRINTED = DATA_SUFFIXES | {".arrow", ".bin", ".jinja", ".model", ".py", ".safetensors"}
 _PICTURES = frozenset({".bmp", ".jpeg", ".jpg", ".png", ".webp"})
 _CHUNK = 1 << 20
+_PACKAGE = "package:"
 
 
 def is_recipe_file(recipe: str) -> bool:
@@ -67,7 +69,8 @@ def resolve_paths(values: dict[str, Any], folder: Path) -> dict[str, Any]:
     """Return ``values`` with the known path keys made absolute.
 
     ``model``, ``task.train`` and ``task.evaluation`` may also be hub ids: they are taken for a path when they start
-    with ``.``, ``/`` or ``~``, end like a data file, or exist.
+    with ``.``, ``/`` or ``~``, end like a data file, or exist.  ``model: package:NAME/FOLDER`` is a folder inside an
+    installed Python package.
 
     Args:
         values: Nested mapping; not changed.
@@ -91,6 +94,8 @@ def resolve_paths(values: dict[str, Any], folder: Path) -> dict[str, Any]:
                 reason = getattr(error, "strerror", None) or str(error)
                 raise ConfigError(f"{key}={value[:80]!r} cannot be used as a path: {reason}; correct it") from None
 
+    if isinstance(result.get("model"), str) and result["model"].startswith(_PACKAGE):
+        result["model"] = _inside_package(result["model"])
     resolve(result, "model")
     resolve(result, "output", always=True)
     if isinstance(result.get("recipe"), str) and is_recipe_file(result["recipe"]):
@@ -98,7 +103,23 @@ def resolve_paths(values: dict[str, Any], folder: Path) -> dict[str, Any]:
     if isinstance(result.get("task"), dict):
         resolve(result["task"], "train")
         resolve(result["task"], "evaluation")
+    if isinstance(result.get("harness"), dict):
+        resolve(result["harness"], "include_path", always=True)
+        resolve(result["harness"], "data_root", always=True)
     return result
+
+
+def _inside_package(model: str) -> str:
+    """Return the folder that ``package:name/folder`` stands for."""
+    name, _, inner = model.removeprefix(_PACKAGE).partition("/")
+    found = find_spec(name) if name.isidentifier() else None
+    for place in (found.submodule_search_locations or ()) if found else ():
+        if (folder := Path(place, inner)).is_dir():
+            return str(folder.resolve())
+        raise ConfigError(f"model={model[:80]!r}: the package {name!r} has no folder {inner!r}; correct it")
+    raise ConfigError(
+        f"model={model[:80]!r}: there is no Python package {name!r} here; install it, or give a hub id or a folder"
+    )
 
 
 def _copy(value: Any) -> Any:

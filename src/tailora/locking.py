@@ -25,7 +25,7 @@ class BusyError(UserError):
 
 
 @contextlib.contextmanager
-def run_lock(folder: Path, *, wait: float = 0.0) -> Iterator[None]:
+def run_lock(folder: Path, *, wait: float = 0.0, name: str = LOCK) -> Iterator[None]:
     """Hold a run's folder for this process alone.
 
     The kernel keeps the lock and drops it when the process ends, so what a killed process leaves behind is only a
@@ -35,6 +35,7 @@ def run_lock(folder: Path, *, wait: float = 0.0) -> Iterator[None]:
     Args:
         folder: The run's folder; it must exist.
         wait: Seconds to wait for another process to finish.
+        name: The lock file, where something else than a run is held.
 
     Yields:
         Nothing; the lock file is gone afterwards.
@@ -43,7 +44,7 @@ def run_lock(folder: Path, *, wait: float = 0.0) -> Iterator[None]:
         BusyError: Another process still holds the folder after ``wait`` seconds.
         OSError: The lock file cannot be written.
     """
-    path = folder / LOCK
+    path = folder / name
     deadline = time.monotonic() + wait
     while (handle := _try_lock(path)) is None:
         if time.monotonic() >= deadline:

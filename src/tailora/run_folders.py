@@ -162,8 +162,13 @@ def _start_again(path: Path) -> str:
 
 def _identity(values: dict[str, Any]) -> dict[str, Any]:
     """Return what must agree: everything but places and names, whose contents the folder's hash already holds."""
-    result = {key: value for key, value in values.items() if key not in ("output", "model")}
-    for section, left_out in (("task", ("name", "train", "evaluation")), ("training", NOT_IN_HASH)):
+    result = {key: value for key, value in values.items() if key not in ("output", "model", "label")}
+    places = {
+        "task": ("name", "train", "evaluation"),
+        "training": NOT_IN_HASH,
+        "harness": ("include_path", "data_root"),
+    }
+    for section, left_out in places.items():
         inner = result.get(section)
         if isinstance(inner, dict):
             result[section] = {key: value for key, value in inner.items() if key not in left_out}

@@ -18,6 +18,7 @@ from tailora.early_stopping import hold_out
 from tailora.errors import UserError
 from tailora.evaluation import Evaluation, with_texts
 from tailora.failures import explain, memory_advice
+from tailora.harness import Measured, check_fit, check_harness, measure
 from tailora.locking import run_lock
 from tailora.progress import Progress
 from tailora.requirements import check_packages
@@ -27,6 +28,7 @@ from tailora.schedules import check_schedule
 from tailora.stopping import StopRequest
 from tailora.tasks import TASKS, LoadedModel
 from tailora.tasks.calibration import Prepared, cached_profile, device_of, measure_profile, prepare, summarise
+from tailora.tasks.sharing import Shared
 from tailora.tasks.streams import Streamed, check_streaming
 from tailora.training import Job, Trained, evaluation_row, train, write_rows
 
@@ -48,6 +50,7 @@ class _Work:
     prepared: Prepared
     progress: Progress | None
     stop: StopRequest
+    profiles: dict[str, Profile] | None = None
     seconds: dict[str, float] = field(default_factory=dict)
 
     def score(self, model: Any) -> Evaluation:
@@ -87,6 +90,7 @@ def execute(
     *,
     profile: Profile | None = None,
     base: LoadedModel | None = None,
+    shared: Shared | None = None,
     progress: Progress | None = None,
     wait: float = 0.0,
 ) -> Path:
@@ -98,7 +102,9 @@ def execute(
         config: The run's configuration.
         profile: A profile of the base model; measured, or taken from the output folder's cache, when left out.
         base: The loaded base model (``load_base``); loaded when left out.
-        progress: Called as ``progress(stage, done, total)``.
+        shared: What the runs of one process share, instead of ``base``: models, tokenised data and profiles.
+        progress: Called as ``progress(stage, done, total)``; first with ``("load", 0, 0)``, once the folder is this
+            process's own and work begins.
         wait: Seconds to wait where another process is at work on the same run.
 
     Returns:
@@ -128,7 +134,7 @@ def execute(
                     check_folder(folder, config, recipe.name)
                     done = is_done(config)
             if not processes.from_main(done):
-                _unlocked(config, folder, recipe, stop, profile=profile, base=base, progress=progress)
+                _unlocked(config, folder, recipe, stop, profile=profile, base=base, shared=shared, progress=progress)
     except Exception as error:
         if explained := explain(error, folder):
             raise explained from error
@@ -142,10 +148,16 @@ def _unlocked(config: RunConfig, folder: Path, recipe: Recipe, stop: StopRequest
     if main:
         clean(folder)
         (folder / "status.json").unlink(missing_ok=True)
+    if given["progress"]:
+        given["progress"]("load", 0, 0)
     try:
+        check_harness(config)
         with memory_advice(config, "load"):
-            prepared = prepare(config, given["base"])
-        work = _Work(config, folder, recipe, prepared, given["progress"], stop)
+            shared: Shared | None = given["shared"]
+            prepared = shared.prepare(config) if shared else prepare(config, given["base"])
+        check_fit(config, prepared.base.model, prepared.base.tokenizer)
+        profiles = shared.profiles if shared else None
+        work = _Work(config, folder, recipe, prepared, given["progress"], stop, profiles)
         work.write("config.json", config.to_dict() | {"recipe": recipe.name})
         _stages(work, given["profile"], started)
         if main and config.training.push_to_hub:
@@ -198,18 +210,25 @@ def _stages(work: _Work, profile: Profile | None, started: float) -> None:
         scored = work.score(model)
         if work.progress:
             work.progress("evaluate", 1, 1)
+        asked = work.config.harness
+        measured = measure(work.config, model, fresh.tokenizer, progress=work.progress) if asked else None
     if processes.is_main():
         save_adapter(model, fresh.tokenizer, work.folder / "adapter")
-        _write_results(work, trained, scored, started)
+        _write_results(work, trained, scored, measured, started)
 
 
-def _write_results(work: _Work, trained: Trained, scored: Evaluation, started: float) -> None:
+def _write_results(
+    work: _Work, trained: Trained, scored: Evaluation, measured: Measured | None, started: float
+) -> None:
     from tailora.environment import environment
 
     # An early stop has scored its last step already, before the best adapter was put back.
     rows = [row for row in trained.history if (row["step"], row["split"]) != (trained.steps, "eval")]
     write_rows(work.folder / "history.jsonl", [*rows, evaluation_row(trained.steps, scored)])
     texts = work.prepared.task.shown(work.config.task, work.prepared.splits.evaluation)
+    if measured:
+        measured.write(work.folder)
+        scored, texts = measured.joined(scored), None if measured.primary else texts
     write_rows(work.folder / "predictions.jsonl", with_texts(scored.records, texts))
     write_json(work.folder / "scores.json", scored.scores())
     write_json(work.folder / "environment.json", environment() | {"data": work.prepared.splits.fingerprint})
@@ -243,7 +262,7 @@ def _profile(work: _Work) -> Profile:
     """Measure the profile in the first process alone; the others read what it stored."""
     if not processes.is_main():
         processes.barrier()
-    found = cached_profile(work.config, work.prepared, work.recipe.signals, progress=work.progress)
+    found = cached_profile(work.config, work.prepared, work.recipe.signals, progress=work.progress, known=work.profiles)
     if processes.is_main():
         processes.barrier()
     return found

@@ -37,7 +37,7 @@ class Table:
         """Return the number of rows."""
         return len(next(iter(self.columns.values()), []))
 
-    @property
+    @functools.cached_property
     def fingerprint(self) -> str:
         """SHA-256 of the contents, whatever the file is called and in whichever format it is stored."""
         columns = {name: [_plain(value) for value in values] for name, values in self.columns.items()}

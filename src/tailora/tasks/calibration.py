@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import math
 import shutil
-import tempfile
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,6 +16,7 @@ from tailora.config_files import fingerprint_path
 from tailora.early_stopping import check_metric, hold_out
 from tailora.errors import UserError
 from tailora.evaluation.entities import marks_entities
+from tailora.locking import run_lock
 from tailora.tasks import TASKS, Examples, LoadedModel, Splits, Task
 
 if TYPE_CHECKING:
@@ -49,12 +50,18 @@ class Prepared:
     evaluation: Examples
 
 
-def prepare(config: RunConfig, base: LoadedModel | None = None) -> Prepared:
+def prepare(
+    config: RunConfig,
+    base: LoadedModel | None = None,
+    *,
+    known: Callable[[Splits], LoadedModel | None] | None = None,
+) -> Prepared:
     """Read the data, load the model and tokenise.
 
     Args:
         config: The run's configuration.
         base: The loaded base model; loaded when left out.
+        known: Looks for the base model once the data is read, which says how many classes its head has.
 
     Returns:
         What runs and profiles start from.
@@ -68,7 +75,7 @@ def prepare(config: RunConfig, base: LoadedModel | None = None) -> Prepared:
     splits = task.read(config.task)
     if config.training.validates:
         check_metric(config.training, known_scores(config, splits.labels))
-    base = base or task.load(config, splits)
+    base = base or (known(splits) if known else None) or task.load(config, splits)
     return Prepared(task, splits, base, *task.encode(config.task, splits, base.tokenizer))
 
 
@@ -122,24 +129,29 @@ def measure_profile(
 
 
 def cached_profile(
-    config: RunConfig, prepared: Prepared, signals: Sequence[str] = (), *, progress: Progress | None = None
+    config: RunConfig,
+    prepared: Prepared,
+    signals: Sequence[str] = (),
+    *,
+    progress: Progress | None = None,
+    known: dict[str, Profile] | None = None,
 ) -> Profile:
     """Return the profile of the base model on the training data, from the cache where it is there.
 
     The cache key holds the model and its quantisation, the rows and which of them train, the tokenisation, the
     calibration and the targets, but neither the run's seed nor its recipe: runs that differ in those share the profile.
+    Of several processes that need one at the same time, one measures and the others wait for it.
 
     Args:
         config: The run's configuration.
         prepared: Its data and model.
         signals: What the recipe needs besides ``ALWAYS_MEASURED``.
         progress: Called as ``progress("profile", examples done, examples)``.
+        known: Profiles that this process has read or measured before, by their key; the one returned is added.
 
     Returns:
         The profile.
     """
-    from tailora.profiles import Profile
-
     names = tuple(dict.fromkeys((*ALWAYS_MEASURED, *signals)))
     targets = _targets(config, prepared)
     key = content_hash(
@@ -156,19 +168,45 @@ def cached_profile(
             "signals": sorted(names),
         }
     )
+    if known is not None and key in known:
+        return known[key]
     place = Path(config.output) / "profiles" / key
+    found = _stored(place)
+    if found is None:
+        place.parent.mkdir(parents=True, exist_ok=True)
+        with run_lock(place.parent, wait=math.inf, name=f".{key}.lock"):
+            # Whoever held the lock before has measured it.
+            found = _stored(place)
+            if found is None:
+                found = _measure(config, prepared, targets, names, progress)
+                _store(found, place)
+    if known is not None:
+        known[key] = found
+    return found
+
+
+def _stored(place: Path) -> Profile | None:
+    """Load a profile; ``None`` where there is none that can be read."""
+    from tailora.profiles import Profile
+
     if place.is_dir():
         with contextlib.suppress(UserError):
             return Profile.load(place)
-    measured = _measure(config, prepared, targets, names, progress)
-    place.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=place.parent, prefix=".profile-") as temporary:
-        measured.save(Path(temporary) / "profile")
+    return None
+
+
+def _store(measured: Profile, place: Path) -> None:
+    """Write a profile under a temporary name and rename it; what a killed process left under that name goes."""
+    temporary = place.with_name(f".{place.name}.tmp")
+    shutil.rmtree(temporary, ignore_errors=True)
+    try:
+        measured.save(temporary)
         if place.exists():
             shutil.rmtree(place, ignore_errors=True)  # it was there and could not be read
         with contextlib.suppress(OSError):
-            (Path(temporary) / "profile").rename(place)  # another run may have been first; theirs is as good
-    return measured
+            temporary.rename(place)  # without locks another run may have been first; theirs is as good
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
 
 
 def calibration_batches(config: RunConfig, prepared: Prepared) -> list[dict[str, torch.Tensor]]:
