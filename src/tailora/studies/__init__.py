@@ -1,0 +1,1 @@
+"""Studies: a set of runs that are compared, expanded from one file, run where there is room, and resumed at will."""
