@@ -9,7 +9,7 @@ from typing import Annotated, NoReturn
 import typer
 
 from tailora._version import __version__
-from tailora.cli import adapters, planning, profiling, reports, runs, showing, watching
+from tailora.cli import adapters, laboratory, planning, profiling, reports, runs, showing, studying, watching
 from tailora.errors import TailoraError
 
 app = typer.Typer(
@@ -51,9 +51,11 @@ app.command("plan")(planning.plan)
 app.command("merge")(profiling.merge)
 app.command("compare")(profiling.compare)
 app.command("train")(runs.train)
+app.command("study")(studying.study)
 app.command("eval")(adapters.evaluate)
 app.command("report")(reports.report)
 app.command("watch")(watching.watch)
+app.command("lab")(laboratory.lab)
 app.command("recipes")(showing.recipes)
 app.command("env")(showing.environment)
 
