@@ -6,6 +6,7 @@ import ast
 import json
 import re
 
+import peft
 import pytest
 import yaml
 
@@ -93,6 +94,26 @@ def test_what_a_configuration_cannot_hold_is_said(networks):
     assert "set it up yourself" not in emit(make_plan(networks["llama"], "lora", "r=2"), "peft")
 
 
+@pytest.mark.parametrize("recipe", ["lora", "dora", "rslora", "random-rank"])
+@pytest.mark.parametrize("name", models.FIVE)
+def test_the_json_file_is_read_back_as_the_plans_own_config(networks, tmp_path, name, recipe):
+    plan = make_plan(networks[name], recipe, "r=2")
+    task_type = models.TASK_TYPES[models.BUILDERS[name][1]]
+    (tmp_path / "adapter_config.json").write_text(emit(plan, "adapter-config", task_type=task_type, model="some/model"))
+    read = peft.LoraConfig.from_pretrained(str(tmp_path))
+    assert read.base_model_name_or_path == "some/model"
+    read.base_model_name_or_path = None
+    expected = plan.lora_config(task_type=task_type).to_dict()
+    # JSON has no sets: peft takes a list of names for one.
+    assert {k: v for k, v in read.to_dict().items() if k != "target_modules"} == {
+        k: v for k, v in expected.items() if k != "target_modules"
+    }
+    names = (read.target_modules, expected["target_modules"])
+    assert names[0] == names[1] or {*names[0]} == {*names[1]}
+    with pytest.raises(UserError, match="trains by the method 'lora-plus', which adapter_config.json cannot say"):
+        emit(make_plan(networks[name], "lora-plus", "r=2"), "adapter-config")
+
+
 def test_names_that_would_break_out_of_the_source_do_not(tmp_path):
     evil = 'block."""; import os\nos.abort() #\\'
     target = tailora.Target(name=evil, role="other", depth=0, shape=(4, 4))
@@ -169,5 +190,5 @@ def main_quietly(*arguments):
 
 
 def test_every_trainer_has_a_summary():
-    assert EMITTERS.names() == ["peft", "trl", "axolotl", "unsloth"]
+    assert EMITTERS.names() == ["peft", "trl", "adapter-config", "axolotl", "unsloth"]
     assert all(entry.summary for entry in EMITTERS)

@@ -102,6 +102,21 @@ def test_permuted_ranks_are_the_same_ranks_elsewhere(seed, order):
     assert faithful_gelora(problem_of(turned, permute=seed)).tolist() == moved[list(order)].tolist()
 
 
+def test_flattened_ranks_are_uniform_on_the_same_matrices_for_the_same_cost():
+    targets = targets_of()
+    plain, flat = faithful_gelora(problem_of(targets)), faithful_gelora(problem_of(targets, flatten=True))
+    assert flat.tolist() == uniform_at_same_cost(targets, plain.tolist()).tolist()
+    assert ((flat > 0) == (plain > 0)).all()
+    assert flat.tolist() != plain.tolist()
+    gains = gelora(problem_of(targets, flatten=True))
+    adapted = plain > 0
+    per_parameter = gains / problem_of(targets).unit_costs
+    assert (per_parameter[adapted] == per_parameter[adapted][0]).all()
+    assert not gains[~adapted].any()
+    # What is even stays so, whatever block it is dealt to.
+    assert faithful_gelora(problem_of(targets, flatten=True, permute=1)).tolist() == flat.tolist()
+
+
 def test_permuting_changes_something():
     targets = targets_of()
     assert len({tuple(faithful_gelora(problem_of(targets, permute=seed))) for seed in range(20)}) > 5
@@ -135,6 +150,7 @@ def test_uniform_at_the_same_cost(seed):
         ({"rounding": "rnd"}, "unknown rounding 'rnd'; did you mean 'round'"),
         ({"permute": -1}, "permute=-1 .* must be a seed"),
         ({"permute": "x"}, "permute='x' .* must be a seed"),
+        ({"flatten": 1}, "flatten=1 .* must be true or false"),
     ],
 )
 def test_options_that_cannot_be(options, sentence):

@@ -28,6 +28,12 @@ def fisher_lora_b(examples, i, a):
     return sum(float(((m @ a.T) ** 2).sum()) for e in examples for m in e[i]) / len(examples)
 
 
+def batch_b_squares(parts, i, a):
+    """Squares of every batch's mean gradient of B, averaged over the batches; one matrix per expert."""
+    means = [mean_gradient(part, i) for part in parts]
+    return [torch.stack([(mean[k] @ a.T) ** 2 for mean in means]).mean(0) for k in range(len(means[0]))]
+
+
 def cross_spectrum(one, two, i):
     """Directions of each half's mean gradient measured on the other's; one expert."""
     values = []

@@ -33,7 +33,7 @@ ALLOCATORS.add(
 )
 ALLOCATORS.add(
     "gelora",
-    Allocator(gelora, faithful_gelora, ("intrinsic_dimension",), ("signal", "rounding", "ffn", "permute")),
+    Allocator(gelora, faithful_gelora, ("intrinsic_dimension",), ("signal", "rounding", "ffn", "permute", "flatten")),
     summary="ranks follow the rise of the hidden states' intrinsic dimension across a block",
     citation="GeLoRA, arXiv 2412.09250, Findings of EMNLP 2025",
 )

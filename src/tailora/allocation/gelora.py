@@ -29,7 +29,11 @@ def gelora(problem: Problem) -> np.ndarray:
     Returns:
         float64 ``[n_targets, r_max]``.
     """
-    return divisor_gains(problem, _ranks(problem).astype(np.float64))
+    ranks = _ranks(problem)
+    if _flat(problem):
+        # As in ``uniform``: a gain equal to the cost, so that ties are exact and are dealt out rank by rank.
+        return np.where(ranks[:, None] > 0, problem.unit_costs, 0).astype(np.float64)
+    return divisor_gains(problem, ranks.astype(np.float64))
 
 
 def faithful_gelora(problem: Problem) -> np.ndarray:
@@ -43,14 +47,16 @@ def faithful_gelora(problem: Problem) -> np.ndarray:
         problem: The allocation problem; options ``signal`` (default ``intrinsic_dimension``), ``rounding`` (``round``:
             each dimension is rounded to the nearest whole number, then the difference is taken; ``floor``, ``ceil``;
             ``difference``: the difference is rounded), ``ffn`` (default false: attention matrices only, those the paper
-            names) and ``permute`` (a seed: the blocks' ranks are dealt to the wrong blocks at random, a control).
+            names), and two controls: ``permute`` (a seed: the blocks' ranks are dealt to the wrong blocks at random)
+            and ``flatten`` (true: uniform ranks on the same matrices at no more than the rule's own cost).
 
     Returns:
         int64 ``[n_targets]``; 0 for targets outside of blocks and those that ``ffn`` leaves out; at most the smaller
         side of a matrix.
     """
     limits = np.array([target.max_rank for target in problem.targets], dtype=np.int64)
-    return np.minimum(_ranks(problem), limits)
+    ranks = np.minimum(_ranks(problem), limits)
+    return uniform_at_same_cost(problem.targets, ranks.tolist()) if _flat(problem) else ranks
 
 
 def block_ranks(
@@ -132,6 +138,14 @@ def _ranks(problem: Problem) -> np.ndarray:
             + ("widen the placement" if feed_forward else "widen the placement or set its option ffn to true")
         )
     return ranks
+
+
+def _flat(problem: Problem) -> bool:
+    """Tell whether the control with equal ranks is asked for."""
+    flat = problem.options.get("flatten", False)
+    if not isinstance(flat, bool):
+        raise UserError(f"option flatten={flat!r} of allocator 'gelora' must be true or false")
+    return flat
 
 
 def _rank_of(target: Target, by_block: dict[Block, int], feed_forward: bool) -> int:

@@ -19,9 +19,13 @@ def print_json(value: Any) -> None:
 
 def out() -> Console:
     """Return a console on stdout for tables."""
+    import os
+
     from rich.console import Console
 
-    return Console(highlight=False)
+    # In a pipe or a file nothing has to fit: cells of six letters would help nobody.
+    wide = None if sys.stdout.isatty() or "COLUMNS" in os.environ else 160
+    return Console(highlight=False, width=wide)
 
 
 def say(text: str) -> None:

@@ -30,7 +30,7 @@ def plan(
     seed: Annotated[int, typer.Option(help="For allocators that draw at random.")] = 0,
     saved: Annotated[Path | None, typer.Option("--from", help="Instead: a plan saved before.")] = None,
     emit: Annotated[
-        str | None, typer.Option(help="Print the plan for another trainer: peft, trl, axolotl or unsloth.")
+        str | None, typer.Option(help="Print the plan for others: peft, trl, adapter-config, axolotl or unsloth.")
     ] = None,
     task_type: Annotated[
         str | None, typer.Option(help="With --emit: peft's task type, such as CAUSAL_LM or SEQ_CLS.")

@@ -41,9 +41,13 @@ def _runs(path: Path, output: Path | None, figures: Path | None, baseline: str |
     """Report on runs; the path of the page."""
     from tailora.report.html import write_report
     from tailora.report.runs import load_runs
+    from tailora.report.study import load_study
     from tailora.report.terminal import comparison_table, paired_table
 
     runs = load_runs(path)
+    if baseline is None and (study := load_study(path)) is not None:
+        # As on the page: what the study compares with, where that was run.
+        baseline = study.baseline if study.baseline in {run.recipe for run in runs} else None
     page = write_report(path, output, baseline=baseline, figures=figures)
     if json:
         from dataclasses import asdict

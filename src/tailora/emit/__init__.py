@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
+from tailora.emit.adapter_config import adapter_config
 from tailora.emit.axolotl import axolotl
 from tailora.emit.hand import TASK_TYPES, Hand
 from tailora.emit.python import peft, trl, unsloth
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
 EMITTERS: Registry[Callable[[Hand], str]] = Registry("trainer")
 EMITTERS.add("peft", peft, summary="Python: a peft.LoraConfig")
 EMITTERS.add("trl", trl, summary="Python: trl's SFTTrainer with the configuration")
+EMITTERS.add("adapter-config", adapter_config, summary="JSON: peft's adapter_config.json, before any training")
 EMITTERS.add("axolotl", axolotl, summary="YAML: the adapter's part of an axolotl configuration")
 EMITTERS.add("unsloth", unsloth, summary="Python: FastLanguageModel.get_peft_model")
 
@@ -31,7 +33,7 @@ def emit(plan: Plan, to: str, *, task_type: str | None = None, model: str | None
 
     Args:
         plan: The plan.
-        to: ``peft``, ``trl``, ``axolotl`` or ``unsloth``.
+        to: ``peft``, ``trl``, ``adapter-config``, ``axolotl`` or ``unsloth``.
         task_type: peft's task type; trl is told ``CAUSAL_LM`` unless one is given, axolotl and unsloth find out.
         model: Name or folder of the base model, where the text needs one.
 

@@ -8,12 +8,14 @@ from tailora.signals.adapter_output_norm import AdapterOutputs, adapter_output_n
 from tailora.signals.base import Context, Signal, Statistic
 from tailora.signals.fisher import fisher
 from tailora.signals.fisher_batch_b import fisher_batch_b
+from tailora.signals.fisher_batch_b_norms import fisher_batch_b_l2, fisher_batch_b_max
 from tailora.signals.fisher_lora_b import fisher_lora_b
 from tailora.signals.gradient_norm import gradient_norm
 from tailora.signals.gradient_spectrum import gradient_cross_spectrum, gradient_spectrum
 from tailora.signals.intrinsic_dimension import intrinsic_dimension
 from tailora.signals.sensitivity import sensitivity
 from tailora.signals.statistics.batch_b import BatchB
+from tailora.signals.statistics.batch_b_elements import BatchBElements
 from tailora.signals.statistics.example_b import ExampleB
 from tailora.signals.statistics.example_norms import ExampleNorms
 from tailora.signals.statistics.mean_gradient import MeanGradient
@@ -63,6 +65,18 @@ SIGNALS.add(
     Signal(fisher_batch_b, (BatchB,), "nats squared", _ONE),
     summary="FIM-LoRA's published score (squared batch-mean gradient of B); not a Fisher, kept for reproduction",
     citation="FIM-LoRA: Kernel-ML/fim-lora-experiments, 2026",
+)
+SIGNALS.add(
+    "fisher_batch_b_max",
+    Signal(fisher_batch_b_max, (BatchBElements,), "nats squared", _ONE),
+    summary="the largest element of what fisher_batch_b averages, for FIM-LoRA's ablation of the aggregation",
+    citation="FIM-LoRA: Kernel-ML/fim-lora-experiments, 2026, RESEARCH_PLAN.md, ablation B",
+)
+SIGNALS.add(
+    "fisher_batch_b_l2",
+    Signal(fisher_batch_b_l2, (BatchBElements,), "nats squared", _ONE),
+    summary="the Euclidean norm of what fisher_batch_b averages, for FIM-LoRA's ablation of the aggregation",
+    citation="FIM-LoRA: Kernel-ML/fim-lora-experiments, 2026, RESEARCH_PLAN.md, ablation B",
 )
 SIGNALS.add(
     "activation_second_moment",
