@@ -127,7 +127,10 @@ def test_impossible_budgets(command, files, budget, sentence):
             "--r-min -1",
             "recipe 'lora': allocation.r_min=-1 cannot be used: it should be greater than or equal to 0",
         ),
-        ("--emit axolot", "unknown trainer 'axolot'; did you mean 'axolotl'? known: axolotl, peft, trl, unsloth"),
+        (
+            "--emit axolot",
+            "unknown trainer 'axolot'; did you mean 'axolotl'? known: adapter-config, axolotl, peft, trl, unsloth",
+        ),
         ("--emit peft --json", "--emit peft and --json both decide what is printed; give one of them"),
         ("-r explicit", "recipe 'explicit' needs ranks: a file or a mapping of target names to ranks"),
         ("-o TMP", "'TMP' is a folder; give the name of a file in it"),

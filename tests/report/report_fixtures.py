@@ -87,9 +87,13 @@ def write_run(
     quality: float | None = None,
     citation: str | None = None,
     texts: Iterable[str] | None = None,
+    label: str = "",
+    evaluate_on: str = "",
+    calibration: int | None = None,
+    ranks_of: str = "",
 ) -> Path:
     """Write one run folder; ``correct`` fixes the predictions, else they are drawn with the recipe's quality."""
-    rng = np.random.default_rng([seed, sum(map(ord, recipe + budget))])
+    rng = np.random.default_rng([seed, sum(map(ord, recipe + budget)) + (calibration or 0)])
     targets = encoder_targets() if targets is None else targets
     config = {
         "recipe": recipe,
@@ -99,12 +103,15 @@ def write_run(
         "task": {"kind": kind, "name": task},
         "training": {"learning_rate": learning_rate, "steps": 200, "batch_size": 16},
     }
+    config |= {"label": label} if label else {}
+    config["task"] |= {"evaluate_on": evaluate_on} if evaluate_on else {}
+    config |= {"calibration": {"examples": calibration}} if calibration else {}
     digest = hashlib.sha256(json.dumps(config, sort_keys=True).encode()).hexdigest()
     folder = root / f"{recipe}-{digest[:10]}"
     folder.mkdir(parents=True)
     scale = int(budget.removeprefix("r=")) / 2 if budget.startswith("r=") else 1
     planned, total = [], 0
-    for target, base_rank in zip(targets, _ranks(recipe, targets, rng), strict=True):
+    for target, base_rank in zip(targets, _ranks(ranks_of or recipe, targets, rng), strict=True):
         rank = round(base_rank * scale)
         cost = rank * sum(target["shape"])
         total += cost

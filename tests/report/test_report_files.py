@@ -36,9 +36,12 @@ def test_latex_escapes(text, escaped):
 def test_the_latex_table(study):
     runs = load_runs(study)
     text = comparison_latex(compare_runs(runs), paired_differences(runs))
-    assert text.count(r"\begin{tabular}") == text.count(r"\end{tabular}") == 1
+    assert text.count(r"\begin{tabular}") == text.count(r"\end{tabular}") == 2
     for rule in (r"\toprule", r"\midrule", r"\bottomrule"):
-        assert text.count(rule) == 1
+        assert text.count(rule) == 2
+    tests = text.rpartition(r"\midrule")[2].partition(r"\bottomrule")[0].strip().splitlines()
+    assert [line.split(" & ")[0].strip() for line in tests] == ["spectral", "fim-lora"]
+    assert all(line.endswith(r"\\") and line.count(" & ") == 5 for line in tests)
     body = text.partition(r"\midrule")[2].partition(r"\bottomrule")[0].strip().splitlines()
     assert len(body) == 3
     assert all(line.endswith(r"\\") and line.count(" & ") == 5 for line in body)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+
 import pytest
 from report_fixtures import write_run
 
@@ -30,6 +32,8 @@ def test_flipped_examples_by_hand(tmp_path):
     assert (entry.recipe, entry.baseline, entry.seeds) == ("spectral", "lora", (0, 1))
     # Gained: 1 on both seeds, 3 on seed 0.  Lost: 2 on seed 0, 3 on seed 1.
     assert (entry.gained, entry.lost, entry.total) == (3, 2, 3)
+    # Both right: 0 and 4 on both seeds, 2 on seed 1; both wrong: none, so that all ten are accounted for.
+    assert (entry.both_right, entry.both_wrong) == (5, 0)
     shown = [(row.index, row.gained, row.lost) for row in entry.rows]
     # Clearest first: two seeds net, then one, then the one that went both ways.
     assert shown == [("1", (0, 1), ()), ("2", (), (0,)), ("3", (0,), (1,))]
@@ -55,6 +59,40 @@ def test_what_cannot_be_paired_gives_no_list(tmp_path, t5_study):
     assert flipped(groups(tmp_path)[0]) == []
     # Language models have no right answers.
     assert [flipped(group) for group in group_runs(load_runs(t5_study))] == [[]]
+
+
+def test_recipes_that_agree_are_counted_and_list_nothing(tmp_path):
+    for recipe in ("lora", "spectral"):
+        for seed in range(3):
+            write_run(tmp_path, recipe, seed, correct=[True, True, False])
+    (entry,) = flipped(groups(tmp_path)[0])
+    assert (entry.both_right, entry.gained, entry.lost, entry.both_wrong) == (6, 0, 0, 3)
+    assert entry.rows == ()
+    page = write_report(tmp_path).read_text()
+    assert 'href="#flips"' in page
+    assert "Flipped examples of" not in page
+    row = "| stdlib docstrings, all-MiniLM-L6-v2, r=2 | spectral | lora | 6 | 0 | 0 | 3 | 3 |"
+    assert row in (tmp_path / "report.md").read_text()
+
+
+def test_generated_and_chosen_answers(tmp_path):
+    """Answers are texts of any length: they are cut, and more than three different ones are counted."""
+    for recipe, right in (("lora", False), ("spectral", True)):
+        for seed in range(5):
+            folder = write_run(tmp_path, recipe, seed, kind="causal-lm")
+            rows = [
+                {"index": 0, "label": "72", "prediction": f"{seed} " + "so " * 99, "correct": right, "loss": 1.0},
+                {"index": 1, "label": "a\nb", "prediction": "a\nb", "correct": True, "loss": 1.0, "scores": [-1, -2]},
+            ]
+            (folder / "predictions.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    (entry,) = flipped(groups(tmp_path)[0])
+    assert (entry.both_right, entry.gained, entry.lost, entry.both_wrong) == (5, 5, 0, 0)
+    (row,) = entry.rows
+    assert row.gained == (0, 1, 2, 3, 4)
+    assert row.ours.count("(1 seed)") == 3
+    assert row.ours.endswith("…  (1 seed), 2 more".replace("  ", " "))
+    assert len(row.ours) < 3 * 110
+    write_report(tmp_path)
 
 
 def test_the_text_of_examples_is_escaped(tmp_path):

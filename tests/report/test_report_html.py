@@ -59,10 +59,11 @@ def parsed(page):
     return Page(page.read_text(encoding="utf-8"))
 
 
-def test_four_files_are_written(page):
+def test_five_files_are_written(page):
     assert sorted(path.name for path in page.parent.iterdir()) == [
         "comparison.csv",
         "comparison.tex",
+        "references.bib",
         "report.html",
         "report.md",
     ]

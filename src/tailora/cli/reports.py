@@ -55,7 +55,8 @@ def _runs(path: Path, output: Path | None, figures: Path | None, baseline: str |
         from tailora.report.compare import compare_runs, paired_differences
 
         rows, pairs = compare_runs(runs, baseline), paired_differences(runs, baseline)
-        print_json({"report": str(page), "rows": [asdict(r) for r in rows], "pairs": [asdict(p) for p in pairs]})
+        found = {"rows": rows, "pairs": pairs, "standings": pairs.standings}
+        print_json({"report": str(page), **{name: [asdict(row) for row in shown] for name, shown in found.items()}})
     else:
         console = out()
         console.print(comparison_table(runs, baseline))

@@ -1,22 +1,18 @@
-"""Means over seeds, and paired differences to a baseline with an interval that admits what it does not show."""
+"""The comparison table: means over seeds. Paired differences to a baseline are in ``pairing``."""
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from statistics import fmean, stdev
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from tailora.report.groups import Group, group_runs
+from tailora.report.pairing import PairedDifference, Pairs, paired_differences
 from tailora.report.records import Problem, RunRecord, finite
+from tailora.statistics.intervals import LEVEL, seed_interval
 
-if TYPE_CHECKING:
-    import numpy as np
-
-LEVEL = 0.95
-RESAMPLES = 5000
-_CHUNK = 4_000_000
+__all__ = ["LEVEL", "ComparisonRow", "PairedDifference", "Pairs", "compare_runs", "paired_differences", "seed_interval"]
 
 
 @dataclass(frozen=True)
@@ -76,61 +72,6 @@ class ComparisonRow:
     baseline: bool
 
 
-@dataclass(frozen=True)
-class PairedDifference:
-    """A recipe minus the baseline on the same seeds and the same examples.
-
-    Attributes:
-        task: Name of the task.
-        model: The model as configured.
-        budget: The budget as written.
-        recipe: The recipe.
-        baseline: What it is compared with.
-        quantity: What is compared per example, ``accuracy`` or ``loss``.
-        seeds: The seeds that both ran.
-        examples: Number of examples that all these runs predicted.
-        difference: Mean difference; ``None`` when no pairing was possible.
-        low: Lower end of the 95 % interval.
-        high: Upper end of the 95 % interval.
-        p_value: Two-sided bootstrap p-value.
-        p_holm: The same after Holm's correction over all comparisons of the report.
-        reason: Why nothing could be compared; empty otherwise.
-    """
-
-    task: str
-    model: str
-    budget: str
-    recipe: str
-    baseline: str
-    quantity: str
-    seeds: tuple[int, ...] = ()
-    examples: int = 0
-    difference: float | None = None
-    low: float | None = None
-    high: float | None = None
-    p_value: float | None = None
-    p_holm: float | None = None
-    reason: str = ""
-
-    @property
-    def excludes_zero(self) -> bool:
-        """Whether the whole interval lies on one side of zero."""
-        return self.low is not None and self.high is not None and (self.low > 0 or self.high < 0)
-
-    @property
-    def verdict(self) -> str:
-        """What the interval allows one to say."""
-        if self.difference is None:
-            return f"not compared: {self.reason}"
-        if not self.excludes_zero:
-            return "no difference shown"
-        word = "better" if (self.difference > 0) == (self.quantity == "accuracy") else "worse"
-        if self.p_holm is not None and self.p_holm >= 1 - LEVEL:
-            return f"{word}, but not after correcting for the number of comparisons"
-        # One seed measures the examples' noise and nothing of the training's.
-        return f"{word} for this one seed" if len(self.seeds) == 1 else word
-
-
 def compare_runs(
     runs: Iterable[RunRecord], baseline: str | None = None, problems: Sequence[Problem] = ()
 ) -> list[ComparisonRow]:
@@ -150,84 +91,6 @@ def compare_runs(
         for group in group_runs(runs, baseline)
         for recipe, members in group.recipes.items()
     ]
-
-
-def paired_differences(runs: Iterable[RunRecord], baseline: str | None = None, seed: int = 0) -> list[PairedDifference]:
-    """Compare every recipe with its group's baseline, example by example and seed by seed.
-
-    Args:
-        runs: Finished runs.
-        baseline: Recipe to compare with; default ``lora`` where it was run.
-        seed: Seed of the private random generator.
-
-    Returns:
-        One entry per recipe other than the baseline.
-    """
-    rows = []
-    for group in group_runs(runs, baseline):
-        base = group.recipes[group.baseline]
-        rows += [
-            _pair(group, name, members, base, seed) for name, members in group.recipes.items() if name != group.baseline
-        ]
-    return _holm(rows)
-
-
-def bootstrap_interval(
-    differences: np.ndarray, rng: np.random.Generator, level: float = LEVEL, resamples: int = RESAMPLES
-) -> tuple[float, float, float]:
-    """Return an interval for the mean of per-example differences, and a two-sided p-value.
-
-    Examples are resampled with replacement. Two or three seeds cannot be resampled to any use (half of all draws from
-    two seeds are one seed twice), so the seeds' share of the variance, what remains of the spread of the seeds' means
-    once the spread expected from the examples alone is taken off, enters as a draw from Student's t.
-
-    Args:
-        differences: Array ``[seeds, examples]``, recipe minus baseline.
-        rng: Private generator.
-        level: Coverage of the interval.
-        resamples: Number of bootstrap draws.
-
-    Returns:
-        Low end, high end, p-value.
-    """
-    import numpy as np
-
-    seeds, examples = differences.shape
-    per_example = differences.mean(axis=0)
-    rows = max(1, _CHUNK // examples)
-    draws = np.concatenate(
-        [
-            per_example[rng.integers(0, examples, size=(min(rows, resamples - start), examples))].mean(axis=1)
-            for start in range(0, resamples, rows)
-        ]
-    )
-    if seeds > 1:
-        means = differences.mean(axis=1)
-        residual = differences - means[:, None] - per_example[None, :] + means.mean()
-        noise = (residual**2).sum() / ((seeds - 1) * max(1, examples - 1)) / examples
-        between = max(0.0, float(means.var(ddof=1)) - float(noise))
-        draws = draws + np.sqrt(between / seeds) * rng.standard_t(seeds - 1, size=resamples)
-    low, high = np.quantile(draws, [(1 - level) / 2, (1 + level) / 2])
-    tail = 1 + min(int((draws <= 0).sum()), int((draws >= 0).sum()))
-    return float(low), float(high), min(1.0, 2 * tail / (resamples + 1))
-
-
-def seed_interval(scores: Sequence[float], level: float = LEVEL) -> tuple[float, float] | None:
-    """Return an interval for the mean over seeds: ``mean ± t s / sqrt(n)``, t from Student with n - 1 degrees.
-
-    Args:
-        scores: One score per seed.
-        level: Coverage of the interval, for scores that scatter normally.
-
-    Returns:
-        Low end and high end, which may lie outside the range that a score can have; ``None`` for one seed.
-    """
-    if len(scores) < 2:
-        return None
-    from scipy.special import stdtrit
-
-    reach = float(stdtrit(len(scores) - 1, (1 + level) / 2)) * stdev(scores) / math.sqrt(len(scores))
-    return fmean(scores) - reach, fmean(scores) + reach
 
 
 def _mean(values: Iterable[Any]) -> float | None:
@@ -285,62 +148,3 @@ def _identity(problem: Problem) -> tuple[str, str, str, str]:
     """Recipe, task, budget and model of a left-out run, as far as they are known."""
     config = problem.config
     return (problem.recipe, problem.task, str(config.get("budget") or ""), str(config.get("model") or ""))
-
-
-def _pair(
-    group: Group, recipe: str, members: Sequence[RunRecord], base: Sequence[RunRecord], seed: int
-) -> PairedDifference:
-    """Pair two recipes of a group; an impossible pairing becomes a reason, not an error."""
-    import numpy as np
-
-    ours, theirs = ({run.seed: run for run in side} for side in (members, base))
-    seeds = tuple(sorted(set(ours) & set(theirs)))
-    kept = [run for number in seeds for run in (ours[number], theirs[number])]
-    use_accuracy = group.kind != "causal-lm" and all(
-        isinstance(row.get("correct"), bool) for run in kept for row in run.predictions
-    )
-    key = "correct" if use_accuracy else "loss"
-    empty = PairedDifference(
-        group.task, group.model, group.budget, recipe, group.baseline, "accuracy" if use_accuracy else "loss", seeds
-    )
-    if not seeds:
-        return replace(empty, reason="the two recipes share no seed")
-    tables = {id(run): _by_example(run, key) for run in kept}
-    if any(table is None for table in tables.values()):
-        return replace(empty, reason=f"a run lacks per-example {key}, or lists an example twice")
-    known = [table for table in tables.values() if table is not None]
-    common = sorted(set.intersection(*(set(table) for table in known)))
-    if not common:
-        return replace(empty, reason="the runs share no example")
-    if any(table[index][1] != known[0][index][1] for table in known for index in common):
-        return replace(
-            empty, reason="the runs disagree about the labels of their examples; was the test split another?"
-        )
-    values = {name: np.array([table[index][0] for index in common]) for name, table in tables.items() if table}
-    differences = np.stack([values[id(ours[number])] - values[id(theirs[number])] for number in seeds])
-    low, high, p_value = bootstrap_interval(differences, np.random.default_rng([seed, len(common)]))
-    return replace(
-        empty, examples=len(common), difference=float(differences.mean()), low=low, high=high, p_value=p_value
-    )
-
-
-def _by_example(run: RunRecord, key: str) -> dict[str, tuple[float, Any]] | None:
-    """Map example index to its value and label; ``None`` when the predictions cannot be paired."""
-    table: dict[str, tuple[float, Any]] = {}
-    for row in run.predictions:
-        value = float(row[key]) if isinstance(row.get(key), bool) else finite(row.get(key))
-        index = str(row.get("index"))
-        if value is None or "index" not in row or index in table:
-            return None
-        table[index] = (value, row.get("label"))
-    return table or None
-
-
-def _holm(rows: list[PairedDifference]) -> list[PairedDifference]:
-    """Add Holm's correction over everything that was compared."""
-    tested = sorted((row.p_value, place) for place, row in enumerate(rows) if row.p_value is not None)
-    result, running = list(rows), 0.0
-    for order, (p_value, place) in enumerate(tested):
-        running = max(running, min(1.0, p_value * (len(tested) - order)))
-        result[place] = replace(result[place], p_holm=running)
-    return result

@@ -1,17 +1,21 @@
-"""Everything a report shows, computed once, and its Markdown rendering."""
+"""Everything a report shows, computed once."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from tailora.report import formats
+from tailora.report.bibtex import Entry, bibliography, entries_for, known_entry
+from tailora.report.calibration_sizes import SizeCurve, size_curves
 from tailora.report.compare import ComparisonRow, PairedDifference, compare_runs, paired_differences
+from tailora.report.flips import Flips, flipped
 from tailora.report.groups import Group, group_runs, short_model
+from tailora.report.learning_rates import Cost, RateFamily, rate_families, search_cost
 from tailora.report.records import Problem, Runs
+from tailora.report.study import Missing, Study, missing_runs, strangers
 from tailora.report.summary import summarise
-from tailora.report.tables import comparison_markdown, escape_markdown, markdown_table, paired_markdown
 
 
 @dataclass(frozen=True)
@@ -24,6 +28,12 @@ class Content:
         rows: The comparison table.
         pairs: The paired differences.
         summary: The summary, one sentence an entry.
+        rates: Score against learning rate, by group.
+        cost: What the search for learning rates cost.
+        sizes: Score against calibration size, by group.
+        flips: Per-example disagreements, by group.
+        study: The study that the runs belong to, where the folder says.
+        missing: Runs of the study that are not there.
     """
 
     runs: Runs
@@ -31,58 +41,86 @@ class Content:
     rows: list[ComparisonRow]
     pairs: list[PairedDifference]
     summary: list[str]
+    rates: list[RateFamily] = field(default_factory=list)
+    cost: Cost = field(default_factory=lambda: Cost(0, None, None))
+    sizes: list[tuple[Group, list[SizeCurve]]] = field(default_factory=list)
+    flips: list[tuple[Group, list[Flips]]] = field(default_factory=list)
+    study: Study | None = None
+    missing: list[Missing] = field(default_factory=list)
 
     @classmethod
-    def of(cls, runs: Runs, baseline: str | None = None) -> Content:
+    def of(cls, runs: Runs, baseline: str | None = None, study: Study | None = None) -> Content:
         """Compute the content of a report.
 
         Args:
             runs: What ``load_runs`` returned.
             baseline: Recipe that the others are compared with; default ``lora`` where it was run.
+            study: The study that the runs belong to.
 
         Returns:
             The content.
         """
         groups, pairs = group_runs(runs, baseline), paired_differences(runs, baseline)
-        return cls(runs, groups, compare_runs(runs, baseline), pairs, summarise(groups, pairs, runs.problems))
+        cost, missing = search_cost(runs), missing_runs(study, runs)
+        summary = summarise(groups, pairs, runs.problems)
+        summary += [cost.sentence] if cost.runs else []
+        summary += _progress(study, runs, missing)
+        sized = [(group, size_curves(runs, group)) for group in groups]
+        return cls(
+            runs=runs,
+            groups=groups,
+            rows=compare_runs(runs, baseline),
+            pairs=pairs,
+            summary=summary,
+            rates=rate_families(runs, groups),
+            cost=cost,
+            sizes=[(group, curves) for group, curves in sized if curves],
+            flips=[(group, entries) for group in groups if (entries := flipped(group))],
+            study=study,
+            missing=missing,
+        )
 
     @property
     def title(self) -> str:
         """Heading of the report."""
+        if self.study:
+            return self.study.title or f"Study {self.study.name}"
         tasks = list(dict.fromkeys(group.task for group in self.groups))
         if not tasks:
             return "Tailora report"
         return f"Tailora report: {formats.series(tasks) if len(tasks) <= 3 else f'{len(tasks)} tasks'}"
 
+    @property
+    def references(self) -> list[Entry]:
+        """Sources of the recipes and of the statistics that the report shows."""
+        found = [entry for _, _, entries in citations(self.groups) for entry in entries]
+        if any(pair.p_holm is not None for pair in self.pairs):
+            found.append(known_entry("holm1979simple"))
+        if any(pair.mcnemar_p is not None for pair in self.pairs):
+            found.append(known_entry("mcnemar1947note"))
+        return found
 
-def render_markdown(content: Content) -> str:
-    """Render the report's words and tables as Markdown.
+    @property
+    def bibtex(self) -> str:
+        """The references as a ``.bib`` file."""
+        return bibliography(self.references)
 
-    Args:
-        content: What the report shows.
 
-    Returns:
-        Markdown text.
-    """
-    runs, groups = content.runs, content.groups
-    parts = [f"# {escape_markdown(content.title)}", escape_markdown(" ".join(content.summary))]
-    if content.rows:
-        parts += ["## Comparison", comparison_markdown(content.rows).rstrip()]
-    notes = [f"- {escape_markdown(f'{group.label}: {note}')}" for group in groups for note in group.notes]
-    parts += ["\n".join(notes)] if notes else []
-    if content.pairs:
-        parts += ["## Paired differences to the baseline", paired_markdown(content.pairs).rstrip()]
-    cited = [f"- {escape_markdown(recipe)}: {escape_markdown(text)}" for recipe, text in citations(groups)]
-    parts += ["## Citations", "\n".join(cited)] if cited else []
-    seen = [[escape_markdown(key), escape_markdown(value)] for key, value in provenance(runs)]
-    parts += ["## Provenance", markdown_table(["what", "value"], seen, left=2).rstrip()] if seen else []
-    if runs.problems:
-        found = [
-            "- " + escape_markdown(f"{place_of(problem, runs)} ({problem.status}): {problem.reason}")
-            for problem in runs.problems
-        ]
-        parts += ["## Left out or incomplete", "\n".join(found)]
-    return "\n\n".join(parts) + "\n"
+def _progress(study: Study | None, runs: Runs, missing: Sequence[Missing]) -> list[str]:
+    """Say how much of a study is there, and what is there that is none of its own."""
+    if study is None:
+        return []
+    told = []
+    lacking = sum(entry.runs for entry in missing)
+    if lacking:
+        told.append(
+            f"The study is not complete: {lacking:,} of its {formats.plural(len(study.expected), 'run')} "
+            f"{'is' if lacking == 1 else 'are'} missing."
+        )
+    if extra := strangers(study, runs):
+        verb = "does" if extra == 1 else "do"
+        told.append(f"{formats.plural(extra, 'run')} here {verb} not belong to the study as its file is now.")
+    return told
 
 
 def provenance(runs: Runs) -> list[tuple[str, str]]:
@@ -126,7 +164,7 @@ def place_of(problem: Problem, runs: Runs) -> str:
     return str(problem.path)
 
 
-def citations(groups: Sequence[Group]) -> list[tuple[str, str]]:
-    """Return recipe and citation of every recipe that has one."""
+def citations(groups: Sequence[Group]) -> list[tuple[str, str, list[Entry]]]:
+    """Return recipe, citation and its BibTeX entries for every recipe that has a citation."""
     found = {run.recipe: run.citation for group in groups for run in group.runs if run.citation}
-    return sorted(found.items())
+    return [(recipe, citation, entries_for(recipe, citation)) for recipe, citation in sorted(found.items())]

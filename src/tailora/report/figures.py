@@ -84,7 +84,8 @@ def score_against_parameters(groups: Sequence[Group], *, name: str, order: Seque
     for recipe in ordered:
         found, style = sorted(points[recipe]), styles[recipe]
         # Equal budgets give equal sizes: marks are moved sideways by a few pixels so that none hides another.
-        shift = _pixels(axes, 9 * (places.index(recipe) - (len(ordered) - 1) / 2))
+        pitch = min(9.0, 56 / len(ordered))
+        shift = _pixels(axes, pitch * (places.index(recipe) - (len(ordered) - 1) / 2))
         xs, ys = [size for size, _ in found], [fmean(scores) for _, scores in found]
         axes.plot(xs, ys, color=style["color"], linewidth=1, alpha=0.6, transform=shift)
         for size, scores in found:

@@ -13,6 +13,8 @@ LIMIT = 30
 """Rows shown per pair of recipes."""
 
 TEXT_LIMIT = 240
+_ANSWER_LIMIT = 90
+_ANSWERS = 3
 
 
 @dataclass(frozen=True)
@@ -40,14 +42,16 @@ class Flip:
 
 @dataclass(frozen=True)
 class Flips:
-    """The flipped examples of a recipe against its baseline.
+    """A recipe against its baseline, example by example.
 
     Attributes:
         recipe: The recipe.
         baseline: What it is compared with.
         seeds: The seeds that both ran.
-        gained: Examples and seeds that the recipe gained, counted one by one.
-        lost: The same for what it lost.
+        both_right: Examples and seeds that both got right, counted one by one.
+        gained: The same for what only the recipe got right.
+        lost: The same for what only the baseline got right.
+        both_wrong: The same for what neither got right.
         total: How many examples flipped on at least one seed.
         rows: The clearest of them, most net seeds first.
     """
@@ -55,8 +59,10 @@ class Flips:
     recipe: str
     baseline: str
     seeds: tuple[int, ...]
+    both_right: int
     gained: int
     lost: int
+    both_wrong: int
     total: int
     rows: tuple[Flip, ...]
 
@@ -67,14 +73,15 @@ class Flips:
 
 
 def flipped(group: Group, limit: int = LIMIT) -> list[Flips]:
-    """List, for every recipe but the baseline, the examples whose correctness differs on the same seed.
+    """Compare every recipe but the baseline with it, and list the examples whose correctness differs on the same seed.
 
     Args:
         group: Runs of one task, model and budget.
         limit: Rows to keep per recipe.
 
     Returns:
-        One entry per recipe whose predictions can be paired and differ; nothing for tasks without right answers.
+        One entry per recipe whose predictions can be paired, without rows where none differs; nothing for tasks
+        without right answers.
     """
     base = {run.seed: run for run in group.recipes[group.baseline]}
     found = []
@@ -87,17 +94,22 @@ def flipped(group: Group, limit: int = LIMIT) -> list[Flips]:
 
 
 def _compare(name: str, baseline: str, pairs: Sequence[tuple[int, RunRecord, RunRecord]], limit: int) -> Flips | None:
-    """Compare seed by seed; ``None`` where nothing flipped or nothing can be paired."""
+    """Compare seed by seed; ``None`` where nothing can be paired."""
     gained: dict[str, list[int]] = {}
     lost: dict[str, list[int]] = {}
+    agreed = {True: 0, False: 0}
     tables = [(seed, _by_index(ours), _by_index(theirs)) for seed, ours, theirs in pairs]
     for seed, ours, theirs in tables:
         for index in ours.keys() & theirs.keys():
             mine, other = ours[index], theirs[index]
-            if mine.get("label") == other.get("label") and mine["correct"] != other["correct"]:
+            if mine.get("label") != other.get("label"):
+                continue
+            if mine["correct"] == other["correct"]:
+                agreed[mine["correct"]] += 1
+            else:
                 (gained if mine["correct"] else lost).setdefault(index, []).append(seed)
     every = gained.keys() | lost.keys()
-    if not every:
+    if not every and not any(agreed.values()):
         return None
 
     def clearest(index: str) -> tuple[int, tuple[int, str]]:
@@ -109,8 +121,10 @@ def _compare(name: str, baseline: str, pairs: Sequence[tuple[int, RunRecord, Run
         recipe=name,
         baseline=baseline,
         seeds=tuple(seed for seed, _, _ in tables),
+        both_right=agreed[True],
         gained=sum(map(len, gained.values())),
         lost=sum(map(len, lost.values())),
+        both_wrong=agreed[False],
         total=len(every),
         rows=tuple(rows),
     )
@@ -131,25 +145,31 @@ def _by_index(run: RunRecord) -> dict[str, Mapping[str, Any]]:
 def _row(index: str, tables: Sequence[Any], gained: Mapping[str, list[int]], lost: Mapping[str, list[int]]) -> Flip:
     ours = [mine[index] for _, mine, other in tables if index in mine and index in other]
     theirs = [other[index] for _, mine, other in tables if index in mine and index in other]
-    text = " ".join(str(ours[0].get("text") or "").split())
     return Flip(
         index=index,
-        label=str(ours[0].get("label", "")),
+        label=_clipped(ours[0].get("label", ""), _ANSWER_LIMIT),
         ours=_answers(ours),
         theirs=_answers(theirs),
         gained=tuple(gained.get(index, ())),
         lost=tuple(lost.get(index, ())),
-        text=text if len(text) <= TEXT_LIMIT else f"{text[: TEXT_LIMIT - 1]}…",
+        text=_clipped(ours[0].get("text") or "", TEXT_LIMIT),
     )
+
+
+def _clipped(value: Any, limit: int) -> str:
+    """Write a value on one line; generated answers may be pages long."""
+    text = " ".join(str(value).split())
+    return text if len(text) <= limit else f"{text[: limit - 1]}…"
 
 
 def _answers(rows: Sequence[Mapping[str, Any]]) -> str:
     """Write ``3`` where all seeds agree, else ``3 (2 seeds), 1 (1 seed)``, most frequent first."""
     counts: dict[str, int] = {}
     for row in rows:
-        told = str(row.get("prediction", ""))
+        told = _clipped(row.get("prediction", ""), _ANSWER_LIMIT)
         counts[told] = counts.get(told, 0) + 1
     if len(counts) == 1:
         return next(iter(counts))
     ranked = sorted(counts.items(), key=lambda item: (-item[1], item[0]))
-    return ", ".join(f"{told} ({number} seed{'s' if number > 1 else ''})" for told, number in ranked)
+    shown = [f"{told} ({number} seed{'s' if number > 1 else ''})" for told, number in ranked[:_ANSWERS]]
+    return ", ".join([*shown, f"{len(ranked) - _ANSWERS} more"] if len(ranked) > _ANSWERS else shown)

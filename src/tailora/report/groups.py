@@ -9,6 +9,7 @@ from statistics import fmean
 from typing import Protocol, TypeVar
 
 from tailora.report.records import RunRecord
+from tailora.report.searches import split_searches
 from tailora.report.settings import by_design, one_setting, unequal_settings, unequal_sizes
 
 DEFAULT_BASELINE = "lora"
@@ -106,7 +107,8 @@ def group_runs(runs: Iterable[RunRecord], baseline: str | None = None) -> list[G
     """Sort runs into groups that may be compared.
 
     One recipe with two placements (or other options of its own) counts as two. Where it was run with several training
-    settings (a learning-rate search), one of them is taken, never by the score that the tables show.
+    settings, one of them is taken, never by the score that the tables show. Runs that searched for a learning rate on
+    a validation split are left out: they are no results (``learning_rates``).
 
     Args:
         runs: Finished runs.
@@ -116,7 +118,8 @@ def group_runs(runs: Iterable[RunRecord], baseline: str | None = None) -> list[G
         Groups ordered by task, model and budget.
     """
     cells: dict[tuple[str, str, str, str], dict[str, list[RunRecord]]] = {}
-    for run in runs:
+    finals, _ = split_searches(runs)
+    for run in finals:
         cells.setdefault((run.kind, run.task, run.model, run.budget), {}).setdefault(run.recipe, []).append(run)
     groups = []
     for key in sorted(cells, key=lambda key: (key[1], key[0], key[2], _natural(key[3]))):

@@ -9,25 +9,32 @@ from typing import Any
 from tailora.artifacts import write_text
 from tailora.errors import UserError
 from tailora.report import formats
-from tailora.report.content import Content, citations, place_of, provenance, render_markdown
+from tailora.report.content import Content, citations, place_of, provenance
 from tailora.report.figure_files import write_figures
 from tailora.report.figures import curves, score_against_parameters
 from tailora.report.flips import LIMIT as FLIP_LIMIT
-from tailora.report.flips import flipped
 from tailora.report.grids import cost_of, rank_grid, role_of, row_of
 from tailora.report.groups import Group, by_place, recipe_order, short_model
 from tailora.report.heatmaps import rank_heat_map, signal_heat_map
 from tailora.report.latex import comparison_latex
+from tailora.report.learning_rates import gathered_warnings
+from tailora.report.markdown import missing_text, render_markdown
 from tailora.report.pages import card, check_figures_folder, column_width, page_path, render_page
 from tailora.report.records import Runs, finite
 from tailora.report.runs import load_runs
+from tailora.report.searches import split_searches
 from tailora.report.settings import watches_score
 from tailora.report.spending import parameters_by_depth, parameters_by_role, ranks_by_depth, ranks_by_role
+from tailora.report.study import load_study
+from tailora.report.study_sections import rate_sections, size_sections
 from tailora.report.style import capturing
 from tailora.report.tables import comparison_csv
 
 ROLE_HOW = "A bar is a recipe's adapter, divided by what the adapted matrices do."
 DEPTH_HOW = "A line follows a recipe's adapter parameters from the first layer to the last."
+
+FOLDED_FROM = 3
+"""With more combinations of task, model and budget than this, most of a section is folded away."""
 
 DEPTH_RANKS_HOW = "A line follows a recipe's mean rank over a layer's candidates; not adapted counts as 0."
 ROLE_RANKS_HOW = "A mark is a recipe's mean rank over all candidates of a role; not adapted counts as 0."
@@ -39,12 +46,12 @@ def write_report(
     baseline: str | None = None,
     figures: str | Path | None = None,
 ) -> Path:
-    """Write ``report.html``, and next to it ``report.md``, ``comparison.csv`` and ``comparison.tex``.
+    """Write ``report.html``, and next to it ``report.md``, ``comparison.csv``, ``comparison.tex``, ``references.bib``.
 
     Args:
-        path_to_runs: A run folder, or a folder that holds run folders.
+        path_to_runs: A run folder, or a folder that holds run folders, such as the output of a study.
         out_html: Where the page goes; default ``report.html`` in ``path_to_runs``.
-        baseline: Recipe that the others are compared with; default ``lora`` where it was run.
+        baseline: Recipe that the others are compared with; default the study's, else ``lora`` where it was run.
         figures: Folder for every figure as SVG and PNG; none are written when left out.
 
     Returns:
@@ -61,7 +68,11 @@ def write_report(
         )
     page = page_path(Path(path_to_runs), out_html)
     check_figures_folder(figures)
-    content = Content.of(runs, baseline)
+    study = load_study(path_to_runs)
+    if baseline is None and study is not None and study.baseline in known:
+        baseline = study.baseline
+    content = Content.of(runs, baseline, study)
+    write_text(page.parent / "references.bib", content.bibtex)
     write_text(page.parent / "comparison.csv", comparison_csv(content.rows, content.pairs))
     write_text(page.with_suffix(".md"), render_markdown(content))
     write_text(page.parent / "comparison.tex", comparison_latex(content.rows, content.pairs))
@@ -96,12 +107,20 @@ def render_html(content: Content) -> str:
         curves=[_curves(group, f"g{number}", order) for number, group in enumerate(groups)],
         sizes=_sizes(groups, order),
         flip_limit=FLIP_LIMIT,
-        flips=[(group, flipped(group)) for group in groups],
-        plans=[entry for group in groups for entry in _plans(group)],
+        flips=content.flips,
+        study=content.study,
+        rates=rate_sections(content, order),
+        cost=content.cost,
+        rate_warnings=gathered_warnings(content.rates),
+        calibrations=size_sections(content, order),
+        plans=[(group, _plans(group)) for group in groups],
+        folds=len(groups) > FOLDED_FROM,
         runs=_run_rows(runs),
         problems=[(place_of(problem, runs), problem) for problem in runs.problems],
         provenance=provenance(runs),
+        missing=[(entry.label, missing_text(entry.runs, entry.search, entry.detail)) for entry in content.missing],
         citations=citations(groups),
+        bibtex=content.bibtex,
         notes=[(group.label, note) for group in groups for note in group.notes],
     )
 
@@ -192,20 +211,26 @@ def _sizes(groups: Sequence[Group], order: Sequence[str]) -> list[dict[str, Any]
     for number, group in enumerate(groups):
         families.setdefault((group.kind, group.task, group.model), []).append((number, group))
     entries: list[dict[str, Any]] = []
+    over_all: list[dict[str, Any]] = []
+    many = len(groups) > FOLDED_FROM
     for place, ((_, task, model), members) in enumerate(families.items()):
         svg = score_against_parameters([group for _, group in members], name=f"size-{place}", order=order)
         how = "A mark is a mean over seeds, its bar the range; marks of equal size stand a few pixels apart."
         if len(members) > 1:
             how += " The dashed line is the best mean at that size or below."
-        first = [card("Score against size", how, svg)] if svg else []
         spent = [(group.label, _spending(group, f"g{number}", order)) for number, group in members]
-        if len(members) == 1:
-            entries.append({"label": spent[0][0], "figures": first + spent[0][1], "wide": False})
+        over = f"{task}, {short_model(model)}, {len(members)} budgets" if len(members) > 1 else spent[0][0]
+        first = [card(over if many else "Score against size", how, svg)] if svg else []
+        if many:
+            over_all += first
+            entries += [{"label": label, "figures": figures, "wide": True, "fold": True} for label, figures in spent]
+        elif len(members) == 1:
+            entries.append({"label": over, "figures": first + spent[0][1], "wide": False, "fold": False})
         else:
-            over = f"{task}, {short_model(model)}, {len(members)} budgets"
-            entries += [{"label": over, "figures": first, "wide": True}] if first else []
-            entries += [{"label": label, "figures": figures, "wide": True} for label, figures in spent]
-    return entries
+            entries += [{"label": over, "figures": first, "wide": True, "fold": False}] if first else []
+            entries += [{"label": label, "figures": figures, "wide": True, "fold": False} for label, figures in spent]
+    score = {"label": "Score against size", "figures": over_all, "wide": True, "fold": False}
+    return [score, *entries] if over_all else entries
 
 
 def _spending(group: Group, prefix: str, order: Sequence[str]) -> list[dict[str, Any]]:
@@ -255,6 +280,7 @@ def _plans(group: Group) -> list[dict[str, Any]]:
 
 def _run_rows(runs: Runs) -> list[dict[str, Any]]:
     """Every run folder, the unfinished ones included, with what is known of it."""
+    searches = {id(run) for run in split_searches(runs)[1]}
     rows = [
         {
             "hash": run.hash[:12],
@@ -266,7 +292,8 @@ def _run_rows(runs: Runs) -> list[dict[str, Any]]:
             "score": formats.score(run.score),
             "primary": run.primary,
             "train": formats.seconds(finite(run.timings.get("train_s"))),
-            "status": "done",
+            "status": "done, search" if id(run) in searches else "done",
+            "done": True,
         }
         for run in runs
     ]
@@ -286,6 +313,7 @@ def _run_rows(runs: Runs) -> list[dict[str, Any]]:
                     "primary": "",
                     "train": formats.DASH,
                     "status": problem.status,
+                    "done": False,
                 }
             )
     return rows

@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from tailora.report import formats
-from tailora.report.compare import ComparisonRow, PairedDifference
+from tailora.report.compare import ComparisonRow, PairedDifference, Pairs
 from tailora.report.groups import by_place, place_label
+from tailora.report.tables import STANDINGS, details_of, p_text, standing_of
 
 _SPECIAL = {
     "\\": r"\textbackslash{}",
@@ -35,7 +36,7 @@ def escape_latex(text: str) -> str:
 
 
 def comparison_latex(rows: Sequence[ComparisonRow], pairs: Sequence[PairedDifference] = ()) -> str:
-    r"""Render the comparison as booktabs tables, one per task, model and budget, the best score in bold.
+    r"""Render booktabs tables: one per task, model and budget, the best score in bold, then the paired tests.
 
     Args:
         rows: Rows from ``compare_runs``.
@@ -58,7 +59,36 @@ def comparison_latex(rows: Sequence[ComparisonRow], pairs: Sequence[PairedDiffer
         lines += [f"    {' & '.join(_cells(row, found.get((*key, row.recipe)), paired))} \\\\" for row in own]
         lines += [r"    \bottomrule", r"  \end{tabular}", r"\end{table}"]
         parts.append("\n".join(lines) + "\n")
+    parts += _tests(pairs)
     return "\n".join(parts)
+
+
+def _tests(pairs: Sequence[PairedDifference]) -> list[str]:
+    """What the verdicts rest on, and how the recipes stand over all places."""
+    parts = []
+    for key, own in by_place(pair for pair in pairs if pair.difference is not None).items():
+        head = ["recipe", r"$p$", r"$p$ (Holm)", r"$p$ by seed", "McNemar", "detectable"]
+        rows = []
+        for pair in own:
+            detectable, _, p_value, by_seed, exact, _ = details_of(pair)
+            rows.append([pair.recipe, p_value, p_text(pair.p_holm), by_seed, exact, detectable])
+        caption = f"{place_label(*key)}: paired tests of {own[0].quantity} against {own[0].baseline}, and the smallest "
+        caption += "difference that is found with 80 % power."
+        parts.append(_plain_table(head, rows, caption))
+    standings = pairs.standings if isinstance(pairs, Pairs) else []
+    if isinstance(pairs, Pairs) and standings:
+        against = ", ".join(dict.fromkeys(pair.baseline for pair in pairs))
+        caption = f"Wins, ties and losses against {against}, corrected after Holm. {pairs.friedman}"
+        parts.append(_plain_table(["recipe", *STANDINGS], [[e.recipe, *standing_of(e)] for e in standings], caption))
+    return parts
+
+
+def _plain_table(head: Sequence[str], rows: Sequence[Sequence[str]], caption: str) -> str:
+    """A booktabs table; the head is LaTeX, the rest is text."""
+    lines = [r"\begin{table}", r"  \centering", f"  \\caption{{{escape_latex(caption)}}}"]
+    lines += [f"  \\begin{{tabular}}{{l{'r' * (len(head) - 1)}}}", r"    \toprule", f"    {' & '.join(head)} \\\\"]
+    lines += [r"    \midrule", *(f"    {' & '.join(map(escape_latex, row))} \\\\" for row in rows)]
+    return "\n".join([*lines, r"    \bottomrule", r"  \end{tabular}", r"\end{table}"]) + "\n"
 
 
 def _caption(rows: Sequence[ComparisonRow]) -> str:

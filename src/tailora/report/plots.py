@@ -44,7 +44,7 @@ class Plot:
             top: Top margin.
             height: Height of everything but the legend.
         """
-        self.labels = [clip_label(label) for label in labels]
+        self.labels = _legend_labels(labels)
         foot = legend_height(WIDTH, self.labels)
         self._figure = new_figure(WIDTH, height + foot)
         self.axes: Axes = new_axes(self._figure, left, bottom + foot, right, top)
@@ -62,6 +62,13 @@ class Plot:
         """
         add_legend(self._figure, self.handles, self.labels)
         return to_svg(self._figure, name, alt)
+
+
+def _legend_labels(labels: Sequence[str]) -> list[str]:
+    """Shorten labels; many of them to what leaves room for a second column, as long as they stay apart."""
+    short = [clip_label(label, 18) for label in labels]
+    crowded = len(labels) > 6 and len(set(short)) == len(set(labels))
+    return short if crowded else [clip_label(label) for label in labels]
 
 
 def title_axis(axes: Axes, which: str, text: str) -> None:

@@ -41,8 +41,13 @@ class RunRecord:
 
     @property
     def recipe(self) -> str:
-        """Name of the recipe."""
-        return _recipe_name(self.config.get("recipe")) or _recipe_name(self.plan.get("recipe")) or "unnamed"
+        """Name of the recipe in tables: the label that the run was given, the recipe's own otherwise."""
+        return (
+            _label(self.config)
+            or _recipe_name(self.config.get("recipe"))
+            or _recipe_name(self.plan.get("recipe"))
+            or "unnamed"
+        )
 
     @property
     def citation(self) -> str:
@@ -138,8 +143,8 @@ class Problem:
 
     @property
     def recipe(self) -> str:
-        """Name of the recipe, empty when unknown."""
-        return _recipe_name(self.config.get("recipe"))
+        """Name of the recipe in tables, empty when unknown."""
+        return _label(self.config) or _recipe_name(self.config.get("recipe"))
 
     @property
     def task(self) -> str:
@@ -172,6 +177,10 @@ def finite(value: Any) -> float | None:
     except OverflowError:
         return None
     return number if math.isfinite(number) else None
+
+
+def _label(config: Mapping[str, Any]) -> str:
+    return str(config.get("label") or "")
 
 
 def _recipe_name(value: Any) -> str:

@@ -14,7 +14,7 @@ SIZE_TOLERANCE = 0.05
 """Recipes of one budget whose sizes differ by a larger share are pointed out."""
 
 # What tells runs, groups and machines apart, but not one setting from another.
-_APART = {"recipe", "budget", "model", "hash", "output", "output_dir", "folder", "device", "trust_remote_code"}
+_APART = {"recipe", "label", "budget", "model", "hash", "output", "output_dir", "folder", "device", "trust_remote_code"}
 # What compared recipes should have in common; all else is a recipe's own design.
 _SHARED = ("training.", "task.", "evaluation.", "calibration.")
 

@@ -100,8 +100,8 @@ def ranks_by_role(plans: Mapping[str, Mapping[str, Any]], *, name: str, order: S
     styles = series_style(order or list(plans))
     titles = [clip_label(role.title, 22) for role in roles]
     # Marks of one role stand a little above and below its line, so that equal ranks do not hide each other.
-    pitch = 9
-    row = max(27, pitch * len(means) + 10)
+    pitch = max(5.0, min(9.0, 72 / len(means)))
+    row = max(27.0, pitch * len(means) + 10)
     plot = Plot(list(plans), left=20 + 6.4 * max(map(len, titles)), bottom=46, right=14, height=row * len(roles) + 54)
     axes = plot.axes
     for place, (recipe, table) in enumerate(means.items()):

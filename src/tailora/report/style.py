@@ -152,13 +152,15 @@ def legend_height(width: float, labels: Sequence[str]) -> float:
 
 def series_style(names: Sequence[str]) -> dict[str, dict[str, Any]]:
     """Give every recipe a colour, a dash and a marker, so that colour never stands alone."""
+    # Each further round of the colours meets other dashes and markers, so that no two of 64 recipes look the same.
+    shapes = [number + 3 * (number // len(SERIES)) for number in range(len(names))]
     return {
         name: {
             "color": SERIES[number % len(SERIES)],
-            "linestyle": DASHES[number % len(DASHES)],
-            "marker": MARKERS[number % len(MARKERS)],
+            "linestyle": DASHES[shape % len(DASHES)],
+            "marker": MARKERS[shape % len(MARKERS)],
         }
-        for number, name in enumerate(names)
+        for number, (name, shape) in enumerate(zip(names, shapes, strict=True))
     }
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from tailora.report import formats
-from tailora.report.compare import PairedDifference
+from tailora.report.compare import PairedDifference, Pairs
 from tailora.report.groups import Group, by_place, short_model
 from tailora.report.records import Problem
 
@@ -103,12 +103,22 @@ def _interval(pair: PairedDifference) -> str:
         f"95 % interval {formats.signed(pair.low)} to {formats.signed(pair.high)}"
     )
     if not pair.excludes_zero:
-        return f"{start}: the interval holds zero, so no difference is shown."
+        return f"{start}: the interval holds zero, so no difference is shown{_could_have(pair)}."
     if "not after correcting" in pair.verdict:
         return f"{start}: the interval excludes zero, but not after correcting for the number of comparisons."
     if pair.verdict.startswith("worse"):
         return f"{start}: the interval excludes zero, and against the recipe with the better mean score."
     return f"{start}: the interval excludes zero."
+
+
+def _could_have(pair: PairedDifference) -> str:
+    """Say what a comparison that shows nothing could have shown."""
+    if not pair.mde:
+        return ""
+    least = f"beyond ±{formats.score(pair.mde)}"
+    if pair.short_of:
+        return f"; with so few {pair.short_of} only one {least} would (80 % power)"
+    return f", and one {least} would have been (80 % power)"
 
 
 def _overview(groups: Sequence[Group], pairs: Sequence[PairedDifference]) -> list[str]:
@@ -124,13 +134,21 @@ def _overview(groups: Sequence[Group], pairs: Sequence[PairedDifference]) -> lis
         sentences.append(f"The best mean score goes to {told}, out of {sum(wins.values())}.")
     tested = [pair for pair in pairs if pair.difference is not None]
     if tested:
-        clear = [pair for pair in tested if pair.excludes_zero and "not after" not in pair.verdict]
-        better = sum(pair.verdict.startswith("better") for pair in clear)
+        clear = [pair for pair in tested if pair.clear]
+        better = sum(pair.better for pair in clear)
+        blind = sum(bool(pair.short_of) for pair in tested if not pair.clear)
         sentences.append(
             f"Of {len(tested)} paired comparisons with the baseline, {better} show a better recipe, "
             f"{len(clear) - better} a worse one, and {len(tested) - len(clear)} show no difference after "
             "correcting for their number."
         )
+        if blind:
+            verb = "has" if blind == 1 else "have"
+            sentences.append(
+                f"Of these last, {blind} {verb} too few seeds or examples to find a difference that matters."
+            )
+    if isinstance(pairs, Pairs) and pairs.ranks is not None:
+        sentences.append(pairs.friedman)
     return sentences
 
 

@@ -9,8 +9,9 @@ from collections.abc import Sequence
 from dataclasses import asdict, fields
 
 from tailora.report import formats
-from tailora.report.compare import ComparisonRow, PairedDifference
+from tailora.report.compare import ComparisonRow, PairedDifference, Pairs
 from tailora.report.groups import by_place, place_label
+from tailora.report.pairing import Standing
 
 # An underscore inside a word means nothing to Markdown, and names are full of them.
 _SPECIAL = re.compile(r"([\\`*{}\[\]<>|#]|(?<!\w)_|_(?!\w))")
@@ -90,7 +91,7 @@ def seeds_text(row: ComparisonRow) -> str:
 
 
 def paired_markdown(pairs: Sequence[PairedDifference]) -> str:
-    """Render the paired differences.
+    """Render the paired differences: the verdicts, what they rest on, and how the recipes stand over all places.
 
     Args:
         pairs: Entries from ``paired_differences``.
@@ -117,7 +118,54 @@ def paired_markdown(pairs: Sequence[PairedDifference]) -> str:
         ]
         for pair in pairs
     ]
-    return markdown_table(head, body, left=4)
+    parts = [markdown_table(head, body, left=4)]
+    known = [pair for pair in pairs if pair.difference is not None]
+    if known:
+        details = [
+            [
+                escape_markdown(place_label(pair.task, pair.model, pair.budget)),
+                escape_markdown(pair.recipe),
+                *details_of(pair),
+            ]
+            for pair in known
+        ]
+        parts += [DETAILS_HOW + "\n", markdown_table(["task, model, budget", "recipe", *DETAILS], details, left=2)]
+    standings = pairs.standings if isinstance(pairs, Pairs) else []
+    if isinstance(pairs, Pairs) and standings:
+        rows = [[escape_markdown(entry.recipe), *standing_of(entry)] for entry in standings]
+        against = ", ".join(dict.fromkeys(pair.baseline for pair in pairs))
+        told = f"Wins, ties and losses against {against} by the corrected test. {pairs.friedman}"
+        parts += [escape_markdown(told) + "\n", markdown_table(["recipe", *STANDINGS], rows)]
+    return "\n".join(parts)
+
+
+DETAILS = ("detectable", "seeds needed", "p", "p by seed", "McNemar", "McNemar by seed")
+DETAILS_HOW = (
+    "Detectable: the smallest true difference that this comparison finds with 80 % power. Seeds needed: with these "
+    "examples, for a difference of the observed size. By seed: paired t-test over seeds on the primary score. McNemar: "
+    "exact, about these trained models and not about other seeds."
+)
+STANDINGS = ("average rank", "wins", "ties", "losses")
+
+
+def details_of(pair: PairedDifference) -> list[str]:
+    """Write what a verdict rests on, in the order of ``DETAILS``."""
+    return [
+        formats.DASH if pair.mde is None else f"±{formats.score(pair.mde)}",
+        pair.needs,
+        p_text(pair.p_value),
+        p_text(pair.seed_p),
+        p_text(pair.mcnemar_p),
+        " ".join(map(p_text, pair.mcnemar_by_seed)) if len(pair.mcnemar_by_seed) > 1 else formats.DASH,
+    ]
+
+
+def standing_of(entry: Standing) -> list[str]:
+    """Write a recipe's standing, in the order of ``STANDINGS``; the baseline has no wins over itself."""
+    rank = formats.DASH if entry.rank is None else f"{entry.rank:.2f}"
+    if entry.wins + entry.ties + entry.losses == 0:
+        return [rank, *[formats.DASH] * 3]
+    return [rank, *map(str, (entry.wins, entry.ties, entry.losses))]
 
 
 def range_text(low: float | None, high: float | None) -> str:
@@ -148,14 +196,20 @@ def comparison_csv(rows: Sequence[ComparisonRow], pairs: Sequence[PairedDifferen
         CSV text with a heading line; an unknown number is an empty field.
     """
     names = [field.name for field in fields(ComparisonRow)]
-    paired = ("quantity", "difference", "low", "high", "p_value", "p_holm", "examples", "verdict")
+    paired = ["quantity", "difference", "low", "high", "p_value", "p_holm", "examples", "verdict", "mde", "margin"]
+    paired += ["seeds_needed", "seed_p", "mcnemar_p", "mcnemar_by_seed"]
+    overall = ("rank", "wins", "ties", "losses")
+    standings = {entry.recipe: entry for entry in pairs.standings} if isinstance(pairs, Pairs) else {}
     found = {(pair.task, pair.model, pair.budget, pair.recipe): pair for pair in pairs}
     stream = io.StringIO()
     writer = csv.writer(stream, lineterminator="\n")
-    writer.writerow([*names, *(f"paired_{name}" for name in paired)])
+    writer.writerow([*names, *(f"paired_{name}" for name in paired), *(f"overall_{name}" for name in overall)])
     for row in rows:
         values = {**asdict(row), "seeds": " ".join(map(str, row.seeds))}
         pair = found.get((row.task, row.model, row.budget, row.recipe))
         tail = [getattr(pair, name) if pair else None for name in paired]
+        tail[-1] = " ".join(map(str, pair.mcnemar_by_seed)) if pair else None
+        entry = standings.get(row.recipe)
+        tail += [getattr(entry, name) if entry else None for name in overall]
         writer.writerow(["" if value is None else value for value in [*(values[name] for name in names), *tail]])
     return stream.getvalue()

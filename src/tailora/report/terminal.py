@@ -17,8 +17,9 @@ from tailora.report import formats
 from tailora.report.compare import ComparisonRow, PairedDifference, compare_runs, paired_differences
 from tailora.report.grids import Column, Grid, Line, rank_grid
 from tailora.report.groups import by_place, group_runs, place_label
+from tailora.report.pairing import Pairs
 from tailora.report.records import RunRecord
-from tailora.report.tables import interval_text, p_text, seeds_text
+from tailora.report.tables import STANDINGS, details_of, interval_text, p_text, seeds_text, standing_of
 
 _P = TypeVar("_P", ComparisonRow, PairedDifference)
 
@@ -77,11 +78,26 @@ def paired_table(runs: Iterable[RunRecord], baseline: str | None = None) -> Rend
     Returns:
         One table per task, model and budget.
     """
-    return _stacked(paired_differences(runs, baseline), _paired, "nothing to compare: there is only one recipe")
+    pairs = paired_differences(runs, baseline)
+    nothing = "nothing to compare: there is only one recipe"
+    standings = [_standings(pairs)] if pairs.standings else []
+    return Stacked(_stacked(pairs, _paired, nothing), *standings)
 
 
-def _paired(label: str, pairs: Sequence[PairedDifference]) -> Table:
-    """One table of paired differences."""
+def _standings(pairs: Pairs) -> Table:
+    """Average ranks, wins, ties and losses over all places."""
+    table = _table(f"Over all places, against {', '.join(dict.fromkeys(pair.baseline for pair in pairs))}")
+    table.add_column("recipe", overflow="fold", min_width=8)
+    for name in STANDINGS:
+        table.add_column(name, justify="right", no_wrap=True)
+    for entry in pairs.standings:
+        table.add_row(Text(entry.recipe), *standing_of(entry))
+    table.caption = pairs.friedman
+    return table
+
+
+def _paired(label: str, pairs: Sequence[PairedDifference]) -> RenderableType:
+    """One table of paired differences, and one of what the verdicts rest on."""
     table = _table(f"Paired difference to {pairs[0].baseline}: {label}")
     table.add_column("recipe", overflow="fold", min_width=8)
     table.add_column(pairs[0].quantity, justify="right", no_wrap=True)
@@ -93,10 +109,21 @@ def _paired(label: str, pairs: Sequence[PairedDifference]) -> Table:
         table.add_row(Text(pair.recipe), *cells, Text(pair.verdict))
     seeds, examples = formats.plural(len(pairs[0].seeds), "seed"), formats.plural(pairs[0].examples, "example")
     table.caption = f"{seeds}, {examples}"
-    return table
+    details = _table("")
+    details.title = None
+    details.add_column("recipe", overflow="fold", min_width=8)
+    for name in ("detectable", "seeds needed", "p", "p by seed", "McNemar"):
+        details.add_column(name, justify="right", no_wrap=True)
+    for pair in pairs:
+        if pair.difference is not None:
+            details.add_row(Text(pair.recipe), *details_of(pair)[:-1])
+    details.caption = "detectable with 80 % power; McNemar: these models only"
+    return Stacked(table, details) if details.row_count else table
 
 
-def _stacked(entries: Iterable[_P], build: Callable[[str, Sequence[_P]], Table], nothing: str) -> RenderableType:
+def _stacked(
+    entries: Iterable[_P], build: Callable[[str, Sequence[_P]], RenderableType], nothing: str
+) -> RenderableType:
     """One table per task, model and budget, or the sentence that says why there is none."""
     parts = [build(place_label(*place), own) for place, own in by_place(entries).items()]
     return Stacked(*parts) if parts else Text(nothing)
