@@ -32,11 +32,11 @@ def curves(
         order: Every recipe of the page, so that one recipe has one colour everywhere.
 
     Returns:
-        SVG text, or ``None`` when nothing was logged.
+        SVG text, or ``None`` when nothing was logged, or one step alone, which is no curve.
     """
     lines = {recipe: [line for run in runs if (line := _line(run, split, key))] for recipe, runs in recipes.items()}
     lines = {recipe: found for recipe, found in lines.items() if found}
-    if not lines:
+    if len({step for found in lines.values() for line in found for step in line}) < 2:
         return None
     styles = series_style(order or list(recipes))
     plot = Plot(list(lines), left=50)

@@ -56,7 +56,7 @@ def comparison_markdown(rows: Sequence[ComparisonRow]) -> str:
             own[0].primary,
             "95 % interval",
             "seeds",
-            "loss",
+            *([] if own[0].primary == "loss" else ["loss"]),
             *(["perplexity"] if perplexity else []),
             "adapter parameters",
         ]
@@ -69,7 +69,7 @@ def comparison_markdown(rows: Sequence[ComparisonRow]) -> str:
                 else formats.with_spread(row.score, row.score_std),
                 range_text(row.score_low, row.score_high),
                 seeds_text(row),
-                formats.score(row.loss),
+                *([] if row.primary == "loss" else [formats.score(row.loss)]),
                 *([formats.score(row.perplexity)] if perplexity else []),
                 formats.count(row.adapter_params),
                 formats.share(row.base_share),
