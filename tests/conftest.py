@@ -8,6 +8,8 @@ from pathlib import Path
 import pytest
 from hypothesis import HealthCheck, settings
 
+from places import shared_path
+
 # Machines are shared and noisy: how long an example takes says nothing about the code.  The suite draws the same
 # examples every time, so that a change is judged by what it changes; `make fuzz` draws new ones, and more of them.
 settings.register_profile("tailora", deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow])
@@ -17,17 +19,6 @@ settings.load_profile("tailora")
 # No test may reach for the hub: everything is local or built from a config.
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-
-REPOSITORY = Path(__file__).resolve().parents[1]
-
-
-def shared_path(*parts: str) -> Path:
-    """Return a path under the real test data, or skip the test with the reason."""
-    root = Path(os.environ.get("TAILORA_TEST_DATA", REPOSITORY / ".." / "shared")).resolve()
-    path = root.joinpath(*parts)
-    if not path.exists():
-        pytest.skip(f"real data missing: {path} (set TAILORA_TEST_DATA to the folder that holds it)")
-    return path
 
 
 @pytest.fixture(scope="session")

@@ -7,7 +7,7 @@ import re
 import nbformat
 import pytest
 
-from conftest import REPOSITORY, shared_path
+from places import REPOSITORY, shared_path
 
 NOTEBOOKS = REPOSITORY / "examples" / "notebooks"
 NAMES = ("smoke_test", "placement_analysis")

@@ -8,7 +8,7 @@ import sys
 
 import pytest
 
-from conftest import REPOSITORY
+from places import REPOSITORY
 
 SCRIPT = REPOSITORY / "examples" / "studies" / "prepare_data.py"
 

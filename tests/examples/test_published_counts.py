@@ -11,7 +11,7 @@ import transformers as tf
 from peft.tuners.lora import LoraLayer
 
 import tailora
-from conftest import REPOSITORY
+from places import REPOSITORY
 from tailora.cli import main
 from tailora.emit import emit
 

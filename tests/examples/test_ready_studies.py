@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from conftest import REPOSITORY
+from places import REPOSITORY
 from tailora.cli import main
 from tailora.recipes import load_recipe
 from tailora.studies.expansion import expand
