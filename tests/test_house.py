@@ -17,7 +17,18 @@ import tailora
 SOURCE = Path(tailora.__file__).parent
 # A module may import from its own layer and the layers before it.
 LAYERS = [
-    ("_version", "errors", "registry", "artifacts", "validation", "yaml_files", "progress", "locking", "stopping"),
+    (
+        "_version",
+        "errors",
+        "registry",
+        "artifacts",
+        "validation",
+        "yaml_files",
+        "progress",
+        "locking",
+        "stopping",
+        "surroundings",
+    ),
     ("targets",),
     ("placement", "budget", "adapter_kinds", "packed", "offloaded", "fingerprints", "architecture"),
     ("statistics",),

@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import hashlib
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -41,7 +41,7 @@ def apply_overrides(values: dict[str, Any], overrides: Sequence[str]) -> dict[st
     Raises:
         ConfigError: An override has no ``=``, or goes through something that is no section.
     """
-    result = _copy(values)
+    result = copied(values)
     for override in overrides:
         key, equals, text = override.partition("=")
         key = key.strip()
@@ -79,7 +79,7 @@ def resolve_paths(values: dict[str, Any], folder: Path) -> dict[str, Any]:
     Returns:
         A new nested mapping.
     """
-    result = _copy(values)
+    result = copied(values)
 
     def resolve(section: dict[str, Any], key: str, *, always: bool = False) -> None:
         value = section.get(key)
@@ -122,10 +122,18 @@ def _inside_package(model: str) -> str:
     )
 
 
-def _copy(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {key: _copy(item) for key, item in value.items()}
-    return list(value) if isinstance(value, list) else value
+def copied(value: Any) -> Any:
+    """Copy nested mappings and lists, so that nobody writes into what was given.
+
+    Args:
+        value: A plain value.
+
+    Returns:
+        An equal one that shares no mapping and no list.
+    """
+    if isinstance(value, Mapping):
+        return {key: copied(item) for key, item in value.items()}
+    return [copied(item) for item in value] if isinstance(value, list | tuple) else value
 
 
 def fingerprint_path(name: str, *, pictures: bool = False) -> str:

@@ -6,7 +6,6 @@ import contextlib
 import functools
 import math
 import os
-import random
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -20,6 +19,7 @@ from tailora.errors import TrainingError
 from tailora.progress import Progress
 from tailora.schedules import length_sampler
 from tailora.stopping import StopRequest
+from tailora.surroundings import random_states_kept
 
 if TYPE_CHECKING:
     import datasets
@@ -131,7 +131,7 @@ def _steps(
     """Take the optimizer steps that are left; return the number of the last one."""
     from transformers.trainer_callback import PrinterCallback, ProgressCallback
 
-    with _random_states(), warnings.catch_warnings(), job.stop.graceful(), _tracker_folder(job.folder):
+    with random_states_kept(), warnings.catch_warnings(), job.stop.graceful(), _tracker_folder(job.folder):
         # transformers renames settings that trl still passes by their old names; nothing a user could act on.
         warnings.filterwarnings("ignore", category=FutureWarning, module=r"(transformers|trl|peft)\.")
         warnings.filterwarnings("ignore", category=FutureWarning, message=".*label_smoothing_factor.*deprecated")
@@ -354,21 +354,6 @@ def _arguments(job: Job, model: Any) -> dict[str, Any]:
             "dataloader_pin_memory": not on_cpu,
         }
     )
-
-
-@contextlib.contextmanager
-def _random_states() -> Iterator[None]:
-    """Put the global random states back: the Trainer seeds all of them."""
-    import numpy as np
-    import torch
-
-    python, numpy = random.getstate(), np.random.get_state()  # noqa: NPY002
-    try:
-        with torch.random.fork_rng():
-            yield
-    finally:
-        random.setstate(python)
-        np.random.set_state(numpy)  # noqa: NPY002
 
 
 __all__ = ["Job", "Trainable", "Trained", "evaluation_row", "last_checkpoint", "train", "write_rows"]

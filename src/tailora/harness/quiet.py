@@ -11,6 +11,8 @@ from collections.abc import Iterator
 from typing import Any
 from unittest import mock
 
+from tailora.surroundings import random_states_kept
+
 SEEDS = {"random": 0, "numpy": 1234, "torch": 1234, "fewshot": 1234}
 """lm-eval's own seeds; they do not follow the run's seed, so that all runs answer the same questions."""
 
@@ -98,13 +100,8 @@ def seeded() -> Iterator[None]:
     import numpy as np
     import torch
 
-    python, numpy = random.getstate(), np.random.get_state()  # noqa: NPY002
-    try:
-        with torch.random.fork_rng():
-            random.seed(SEEDS["random"])
-            np.random.seed(SEEDS["numpy"])  # noqa: NPY002
-            torch.manual_seed(SEEDS["torch"])
-            yield
-    finally:
-        random.setstate(python)
-        np.random.set_state(numpy)  # noqa: NPY002
+    with random_states_kept():
+        random.seed(SEEDS["random"])
+        np.random.seed(SEEDS["numpy"])  # noqa: NPY002
+        torch.manual_seed(SEEDS["torch"])
+        yield

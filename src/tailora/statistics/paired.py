@@ -72,11 +72,8 @@ def paired_means(
     per_example = differences.mean(axis=0)
     mean = float(per_example.mean())
     rows = max(1, _CHUNK // examples)
-    draws = np.concatenate(
-        [
-            per_example[rng.integers(0, examples, size=(min(rows, resamples - start), examples))].mean(axis=1)
-            for start in range(0, resamples, rows)
-        ]
+    draws = _in_pieces(
+        lambda n: per_example[rng.integers(0, examples, size=(n, examples))].mean(axis=1), resamples, rows
     )
     by_examples = float(per_example.var(ddof=1)) / examples
     between = noise = 0.0
@@ -91,12 +88,7 @@ def paired_means(
     steps = np.rint(whole)
     if np.abs(whole - steps).max() < 1e-9 and np.abs(steps).max() <= seeds:
         return _no_surer_than(result, sign_flip(steps[0].astype(np.int64)), level)
-    flipped = np.concatenate(
-        [
-            (1.0 - 2.0 * rng.integers(0, 2, size=(min(rows, resamples - start), examples))) @ per_example
-            for start in range(0, resamples, rows)
-        ]
-    )
+    flipped = _in_pieces(lambda n: (1.0 - 2.0 * rng.integers(0, 2, size=(n, examples))) @ per_example, resamples, rows)
     return _unless_by_chance(result, flipped / examples, level)
 
 
@@ -137,12 +129,7 @@ def paired_metric(
     seeds, mean = len(own), float(own.mean())
     rows = max(1, _CHUNK // (examples * 4))
     chances = np.full(examples, 1 / examples)
-    drawn = np.concatenate(
-        [
-            replicate(rng.multinomial(examples, chances, size=min(rows, resamples - start)).astype(float))
-            for start in range(0, resamples, rows)
-        ]
-    )
+    drawn = _in_pieces(lambda n: replicate(rng.multinomial(examples, chances, size=n).astype(float)), resamples, rows)
     # What seeds share moves their replicates together; what they do not share averages out over them.
     by_examples = float(drawn.mean(axis=1).var(ddof=1)) * examples / (examples - 1)
     between = noise = 0.0
@@ -152,13 +139,17 @@ def paired_metric(
         noise = max(0.0, (each - by_examples) * seeds / (seeds - 1))
     spread = _spread(seeds, examples, between, noise, by_examples)
     result = _combine(mean, drawn.mean(axis=1) - mean, spread, rng, level)
-    swapped = np.concatenate(
-        [
-            swap(rng.integers(0, 2, size=(min(rows, resamples - start), examples)).astype(bool)).mean(axis=1)
-            for start in range(0, resamples, rows)
-        ]
+    swapped = _in_pieces(
+        lambda n: swap(rng.integers(0, 2, size=(n, examples)).astype(bool)).mean(axis=1), resamples, rows
     )
     return _unless_by_chance(result, swapped, level)
+
+
+def _in_pieces(draw: Callable[[int], np.ndarray], resamples: int, rows: int) -> np.ndarray:
+    """Join what ``draw`` returns for so many draws at a time, few enough to bound memory."""
+    import numpy as np
+
+    return np.concatenate([draw(min(rows, resamples - start)) for start in range(0, resamples, rows)])
 
 
 def _spread(seeds: int, examples: int, between: float, noise: float, by_examples: float) -> Spread:

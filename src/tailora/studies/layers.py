@@ -7,6 +7,7 @@ import re
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from tailora.config_files import copied
 from tailora.errors import ConfigError
 
 _VARIABLE = re.compile(r"\$\{(\w+)(?::-([^{}]*))?\}")
@@ -38,20 +39,6 @@ def laid_over(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, A
         else:
             result[key] = copied(value)
     return result
-
-
-def copied(value: Any) -> Any:
-    """Copy nested mappings and lists, so that nobody writes into what was given.
-
-    Args:
-        value: A plain value.
-
-    Returns:
-        An equal one that shares no mapping and no list.
-    """
-    if isinstance(value, Mapping):
-        return {key: copied(item) for key, item in value.items()}
-    return [copied(item) for item in value] if isinstance(value, list | tuple) else value
 
 
 def substituted(value: Any, variables: Mapping[str, str], where: str) -> Any:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -11,6 +9,7 @@ from typing import Any
 from tailora.config import RunConfig
 from tailora.errors import ConfigError, untrusted_code
 from tailora.requirements import check_quantization
+from tailora.surroundings import transformers_hushed
 from tailora.tasks.base import LoadedModel
 from tailora.tasks.quantizing import HEADS, modules_to_skip, quantized_arguments, settle
 
@@ -32,7 +31,8 @@ def load_model(config: RunConfig, auto_class: Any, **arguments: Any) -> LoadedMo
         ConfigError: No such model, no safetensors, or it does not fit the task.
     """
     loaded = load_weights(config, auto_class, **arguments)
-    with _quiet():
+    # No loading report: a new head is what we asked for.
+    with transformers_hushed():
         tokenizer = load_tokenizer(config.model, **_hub_arguments(config))
     if tokenizer.pad_token is None:
         raise ConfigError(f"the tokenizer of {config.model!r} has neither a padding nor an end token; add one to it")
@@ -73,7 +73,7 @@ def _load(config: RunConfig, auto_class: Any, arguments: dict[str, Any]) -> tupl
     import torch
     from safetensors import SafetensorError
 
-    with torch.random.fork_rng(), _quiet():
+    with torch.random.fork_rng(), transformers_hushed():
         torch.manual_seed(config.seed)
         try:
             model, report = auto_class.from_pretrained(
@@ -200,19 +200,3 @@ def _hub_arguments(config: RunConfig) -> dict[str, Any]:
 
 def _key(entry: Any) -> str:
     return entry if isinstance(entry, str) else str(entry[0])
-
-
-@contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    """Silence the loading report and progress bars: a new head is what we asked for."""
-    from transformers.utils import logging
-
-    level, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
-    logging.set_verbosity_error()
-    logging.disable_progress_bar()
-    try:
-        yield
-    finally:
-        logging.set_verbosity(level)
-        if bars:
-            logging.enable_progress_bar()

@@ -7,8 +7,8 @@ from collections.abc import Iterator, Sequence
 from tailora.config import RunConfig
 from tailora.studies.attempt import perform
 from tailora.studies.messages import Ended, Message
-from tailora.studies.quiet import hushed
 from tailora.studies.settings import Settings
+from tailora.surroundings import transformers_hushed
 from tailora.tasks.sharing import Shared
 
 
@@ -36,6 +36,6 @@ def execute(jobs: Sequence[RunConfig], settings: Settings, *, shared: Shared | N
             else:
                 kept.append(message)
 
-        with hushed():
+        with transformers_hushed():
             perform(config, send, shared=shared, worker="this process")
         yield from kept

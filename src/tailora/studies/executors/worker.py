@@ -17,7 +17,7 @@ from multiprocessing.connection import Connection
 from tailora.config import RunConfig
 from tailora.studies.attempt import perform
 from tailora.studies.executors.workers import PATIENCE, READY
-from tailora.studies.quiet import hushed
+from tailora.surroundings import transformers_hushed
 from tailora.tasks.sharing import Shared
 
 
@@ -43,7 +43,7 @@ def main(handle: int, name: str) -> int:
 
     send(READY)
     try:
-        with hushed():
+        with transformers_hushed():
             while True:
                 perform(jobs.get(), send, shared=shared, worker=name)
     except KeyboardInterrupt as stopped:
