@@ -138,7 +138,6 @@ def test_the_fingerprint_sees_the_scales(tmp_path, way):
         *((text_config, name, "spectral") for name in WAYS),
         *((review_config, name, "spectral") for name in ("nf4-double", "int8", "torchao")),
         (text_config, "nf4-double", "dora"),
-        (text_config, "nf4-double", "lora-plus"),
         (review_config, "torchao", "dora"),
         (review_config, "nf4", "lora-plus"),
     ],
@@ -175,16 +174,16 @@ def test_percent_budgets_count_weights_and_not_bytes(tmp_path, way):
 @pytest.mark.parametrize("name", ["nf4-double", "int8", "torchao"])
 def test_resuming_repeats_the_undisturbed_training(tmp_path, name):
     needs(way := WAYS[name])
-    config = text_config(tmp_path, quantization=way, training={"max_steps": 12, "save_steps": 4})
+    config = text_config(tmp_path, quantization=way, training={"max_steps": 6, "save_steps": 2, "logging_steps": 2})
 
     def stop(stage, done, total):
-        if (stage, done) == ("train", 6):
+        if (stage, done) == ("train", 3):
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
         execute(config, progress=stop)
     folder = execute(config)
-    assert json.loads((folder / "timings.json").read_text())["resumed_from_step"] == 4
+    assert json.loads((folder / "timings.json").read_text())["resumed_from_step"] == 2
     whole = execute(config.model_copy(update={"output": str(tmp_path / "whole")}))
     losses = [[row["loss"] for row in read_rows(place / "history.jsonl")] for place in (folder, whole)]
     assert losses[0] == pytest.approx(losses[1], rel=1e-5)

@@ -5,8 +5,6 @@ from __future__ import annotations
 import json
 import math
 import signal
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -14,6 +12,7 @@ import torch
 from peft import PeftModel
 from transformers import AutoModelForSequenceClassification
 
+import forked
 import tailora.profiles
 from tailora.config import make_config
 from tailora.errors import ConfigError, TailoraError, TrainingError, UserError
@@ -206,15 +205,13 @@ def test_killed_run_continues_with_its_plan_and_ends_the_same(tmp_path, how):
     config = text_config(tmp_path, recipe="spectral", training={"max_steps": 24, "eval_steps": 6, "save_steps": 5})
     stored = tmp_path / "config.json"
     stored.write_text(json.dumps(config.to_dict()), encoding="utf-8")
-    child = subprocess.run(
-        [sys.executable, "-c", CHILD, str(stored), "17", how], capture_output=True, text=True, check=False
-    )
+    status = forked.execute(CHILD, stored, "17", how)
     folder = run_folder(config)
     if how == "SIGKILL":
-        assert child.returncode == -signal.SIGKILL
+        assert status == -signal.SIGKILL
         assert not (folder / "status.json").exists()
     else:
-        assert child.returncode != 0
+        assert status > 0
         assert load(folder, "status")["status"] == "interrupted"
     planned = (folder / "plan.json").read_bytes()
     assert execute(config) == folder
@@ -323,8 +320,10 @@ def sst2_config(minilm, data_root, out, **training):
 
 
 def test_real_language_model_learns_quickly(stories260k, data_root, tmp_path):
-    config = stories_config(stories260k, data_root, tmp_path, max_steps=25)
-    assert load(execute(config), "scores")["loss"] < 4.0
+    config = stories_config(stories260k, data_root, tmp_path, max_steps=16)
+    few = make_config(config.to_dict() | {"calibration": {"examples": 8}})
+    # 4.73 before training.
+    assert load(execute(few), "scores")["loss"] < 4.2
 
 
 def test_real_encoder_runs(minilm, data_root, tmp_path):

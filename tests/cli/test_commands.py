@@ -125,8 +125,8 @@ def test_wrong_usage_is_status_2(run, arguments):
     assert "Error" in err
 
 
-def test_debug_shows_the_traceback(model_folder):
-    command = [sys.executable, "-m", "tailora", "--debug", "plan", "--model", str(model_folder), "-b", "r=0"]
+def test_debug_shows_the_traceback(profile_folder):
+    command = [sys.executable, "-m", "tailora", "--debug", "plan", "--profile", str(profile_folder), "-b", "r=0"]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode != 0
     assert "Traceback" in done.stderr

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import functools
 import os
-import socket
 
 import pytest
 import torch
@@ -12,12 +11,7 @@ from mask_cases import adapted, frozen_everywhere, mask_of, train, values
 from torch.nn.parallel import DistributedDataParallel
 
 import models
-
-
-def free_port():
-    with socket.socket() as sock:
-        sock.bind(("127.0.0.1", 0))
-        return sock.getsockname()[1]
+from forked import free_port, start_two
 
 
 def rows(rank=None):
@@ -58,7 +52,7 @@ def trained(rank, view):
 
 
 def test_two_processes_train_as_one(tmp_path):
-    torch.multiprocessing.spawn(functools.partial(work, port=free_port(), out=str(tmp_path)), nprocs=2)
+    start_two(functools.partial(work, port=free_port(), out=str(tmp_path)))
     model = adapted("bert")
     mask = mask_of(model, "bert")
     before = values(model)

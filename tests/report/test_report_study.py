@@ -98,9 +98,19 @@ def test_runs_of_an_earlier_version_are_counted(folder):
     assert strangers(None, runs) == 0
 
 
-@pytest.mark.parametrize("text", ["", "[]", "null", "{", '{"runs": 3}', '{"runs": [1, {"seed": 2}]}', '{"name": {}}'])
+@pytest.mark.parametrize("text", ["", "[]", "null", "{"])
+def test_an_unreadable_file_is_none(folder, text):
+    """As without it, which is the page of every other test."""
+    (folder / "study.json").write_text(text)
+    assert load_study(folder) is None
+
+
+@pytest.mark.parametrize("text", ['{"runs": 3}', '{"runs": [1, {"seed": 2}]}', '{"name": {}}'])
 def test_a_damaged_file_does_not_stop_the_report(folder, text):
     (folder / "study.json").write_text(text)
+    study = load_study(folder)
+    assert study is not None
+    assert study.expected == ()
     Page(write_report(folder).read_text())
 
 

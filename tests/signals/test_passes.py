@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import functools
 import os
-import socket
 
 import numpy as np
 import pytest
@@ -13,6 +12,7 @@ import transformers as tf
 
 import models
 import tailora
+from forked import free_port, start_two
 from reference import gradients_slow as slow
 from tailora.errors import ProfileError, UserError
 from tailora.placement import select
@@ -293,12 +293,6 @@ def test_a_vision_language_model_is_measured():
     np.testing.assert_allclose([mine[t.name] for t in twin_targets], slow.fisher_trace(examples), rtol=1e-9)
 
 
-def free_port():
-    with socket.socket() as sock:
-        sock.bind(("127.0.0.1", 0))
-        return sock.getsockname()[1]
-
-
 def share(rank, port, out, shard):
     os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "RANK": str(rank), "WORLD_SIZE": "2"}
     torch.set_num_threads(1)
@@ -322,7 +316,7 @@ def share(rank, port, out, shard):
 @pytest.mark.parametrize("shard", [False, pytest.param(True, marks=pytest.mark.slow)])
 def test_two_processes_measure_what_one_does(tmp_path, shard):
     work = functools.partial(share, port=free_port(), out=str(tmp_path), shard=shard)
-    torch.multiprocessing.spawn(work, nprocs=2)
+    start_two(work)
     model = models.build("llama", dtype=torch.float64)
     one = collect(model, targets_of(model), models.batches("llama", sizes=(4, 3, 2, 3)), GRADIENTS)
     for rank in (0, 1):

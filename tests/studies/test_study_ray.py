@@ -21,6 +21,20 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from study_cases import (
+    ENVIRONMENT,
+    amid_training,
+    check_events,
+    children,
+    command,
+    events,
+    hash_of,
+    read_json_files,
+    real_study,
+    run,
+    same_results,
+    wait_for,
+)
 
 from tailora.config import make_config
 from tailora.errors import UserError
@@ -52,16 +66,6 @@ def order_of(config, **changes):
     values = ray_executor._absolute(config, paths)
     facts = {"values": values, "hash": config.hash, "paths": tuple(paths.values()), "mark": str(mark)}
     return Order(**(facts | changes))
-
-
-def children(pid):
-    """Ids of a process's children; Ray's workers are those of their node's raylet."""
-    found = set()
-    for stat in Path("/proc").glob("[0-9]*/stat"):
-        with contextlib.suppress(OSError):
-            if stat.read_text().rpartition(")")[2].split()[1] == str(pid):
-                found.add(int(stat.parent.name))
-    return found
 
 
 def ray_processes(mark):
@@ -149,6 +153,42 @@ def test_a_node_that_dies_costs_nothing(tmp_path, short, capfd):
         assert attempt(twin).status == "done"
         assert scores(job) == scores(twin)
     assert not list((tmp_path / "ray" / "runs").glob(".study-*"))
+
+
+@needs_ray
+@pytest.mark.slow
+def test_a_node_that_dies_amid_24_runs_changes_nothing(stories260k, data_root, tmp_path, short):
+    """The command ends as if nothing had happened: each run done once, and what it leaves that of one process."""
+    path, out = real_study(tmp_path / "ray", stories260k, data_root)
+    with two_nodes(short) as (cluster, second):
+        raylet = next(process.process.pid for process in second.all_processes["raylet"])
+        ray = command(path, "--json", "--ray", cluster.address)
+        with subprocess.Popen(ray, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=ENVIRONMENT, text=True) as child:
+            finished = lambda: {row["hash"] for row in events(out) if row["event"] == "done"}  # noqa: E731
+            wait_for(lambda: len(finished()) >= 6, child, seconds=400)
+            wait_for(lambda: amid_training(out, children(raylet)), child)
+            cut_off = amid_training(out, children(raylet)).pop()
+            # Alone a worker may outlive its raylet and end its run; a machine that dies takes all with it.
+            for pid in (raylet, *children(raylet)):
+                os.kill(pid, signal.SIGKILL)
+            assert not (cut_off / "scores.json").exists(), "the node died too late"
+            before = finished()
+            read_json_files(out)
+            printed, error = child.communicate(timeout=600)
+    assert child.returncode == 0, error
+    told = json.loads(printed)
+    assert (told["done"], told["new"], told["failed"]) == (24, 24, [])
+    rows = check_events(out, 24)
+    starts = Counter(row["hash"] for row in rows if row["event"] == "started")
+    assert len(before) < 24
+    assert {hash: count for hash, count in starts.items() if count > 1} == {hash_of(cut_off): 2}, starts
+    assert not [row for row in rows if row["event"] == "failed"]
+    assert json.loads((cut_off / "timings.json").read_text())["resumed_from_step"] >= 3
+    assert not list((out / "runs").glob(".study-*"))
+    read_json_files(out)
+    whole, undisturbed = real_study(tmp_path / "whole", stories260k, data_root)
+    assert run(whole).returncode == 0
+    same_results(out, undisturbed, 24)
 
 
 @needs_ray
