@@ -198,7 +198,7 @@ def profile(
     resume: str | Path | None = None,
     progress: Callable[[int], None] | None = None,
 ) -> Profile:
-    """Measure signals in one pass over calibration batches.
+    """Measure signals in one pass over calibration batches; ``newton_spectrum`` takes several.
 
     The base model may be frozen or not, quantised or not, and needs no adapter; its state, random state, training mode
     and ``requires_grad`` flags are afterwards as before, also after an error.  The Fisher is the mean over *examples*
@@ -232,7 +232,7 @@ def profile(
         on_nonfinite: ``raise``, or ``skip`` examples whose loss or gradient is not finite (named in ``meta``).
         pooling: How a block's hidden states become one vector an example, for ``intrinsic_dimension``: ``mean`` over
             real tokens, ``last`` or ``first`` real token.
-        options: Further options of signals, such as ``{"sketch": 256}``.
+        options: Further options of signals, such as ``{"sketch": 256}`` or ``{"newton_iterations": 16}``.
         keep_sums: Keep what the signals were read from, so that the profile can be merged with others of the model.
         all_processes: Under ``torch.distributed``, whether every process measures a share and all of them get the
             whole; else this process measures for itself.
@@ -258,7 +258,8 @@ def profile(
         raise UserError(f"signals must be a list of names such as ({signals!r},), not one text")
     if not signals:
         raise UserError("signals is empty; name at least one, such as 'fisher'")
-    check_options(signals, labels=labels, mode=mode, on_nonfinite=on_nonfinite, pooling=pooling, until=until)
+    given = {"labels": labels, "mode": mode, "on_nonfinite": on_nonfinite, "pooling": pooling}
+    check_options(signals, until=until, resume=resume, keep_sums=keep_sums, options=options, **given)
     base, meta_of_adapter = model, {}
     if _of_adapters(signals):
         view = adapted(model, placement, targets)
@@ -319,7 +320,7 @@ def profile(
         "seconds": round(time.perf_counter() - started, 3),
         "versions": {"tailora": __version__, "torch": torch.__version__, "numpy": np.__version__},
     }
-    return Profile(chosen, found.signals, meta | meta_of_adapter, found.sums)
+    return Profile(chosen, found.signals, meta | dict(found.notes) | meta_of_adapter, found.sums)
 
 
 def _of_adapters(signals: Sequence[str]) -> bool:
@@ -351,7 +352,8 @@ def check_options(signals: Sequence[str], *, until: float | None = None, **given
     Args:
         signals: The signals asked for.
         until: As in ``profile``.
-        **given: Options among ``CHOICES``; others are passed over.
+        **given: Options among ``CHOICES``, and those that a signal of several passes cannot have; others are passed
+            over.
 
     Raises:
         UserError: One cannot be used.
@@ -363,3 +365,27 @@ def check_options(signals: Sequence[str], *, until: float | None = None, **given
         raise UserError(
             f"until={until} must lie between 0 and 1 and needs the signal 'fisher'; add it or leave until out"
         )
+    _check_several(signals, {**given, "until": until})
+
+
+def _check_several(signals: Sequence[str], given: Mapping[str, Any]) -> None:
+    """Refuse what does not go with signals that take several passes."""
+    from tailora.signals import SIGNALS
+    from tailora.signals.newton import iterations_of
+
+    name = next((name for name in signals if SIGNALS[name].solve is not None), None)
+    if name is None:
+        return
+    iterations_of(given.get("options") or {})
+    for option, plain in (("until", None), ("resume", None), ("keep_sums", False)):
+        if given.get(option, plain) != plain:
+            raise UserError(
+                f"{option}={given[option]!r} does not go with signal {name!r}, which takes several passes over all "
+                "batches; leave it out, or measure that signal in a profile of its own"
+            )
+    for option, plain in (("mode", "eval"), ("labels", "data"), ("on_nonfinite", "raise")):
+        if given.get(option, plain) != plain:
+            raise UserError(
+                f"{option}={given[option]!r} does not go with signal {name!r}, which needs {option}={plain!r}; leave "
+                "it out, or measure that signal in a profile of its own"
+            )

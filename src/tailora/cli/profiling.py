@@ -35,7 +35,7 @@ def profile(
     examples: Annotated[int, typer.Option(help="Calibration examples.")] = 64,
     batch_size: Annotated[int, typer.Option(help="Examples per pass.")] = 8,
     signals: Annotated[
-        str, typer.Option(help="Signals to measure, joined by commas; 'all' for every one.")
+        str, typer.Option(help="Signals to measure, joined by commas; 'all' for every one of a single pass.")
     ] = DEFAULT_SIGNALS,
     placement: Annotated[str, typer.Option("--placement", "-p", help="Targets to measure.")] = "all-linear",
     labels: Annotated[
@@ -68,7 +68,8 @@ def profile(
         if resume.is_dir():
             raise UserError(f"{str(resume)!r} is a folder; give --resume the name of a file in it")
     names = tuple(name.strip() for name in signals.split(",") if name.strip())
-    names = tuple(entry.name for entry in SIGNALS if not entry.value.adapter) if names == ("all",) else names
+    if names == ("all",):
+        names = tuple(entry.name for entry in SIGNALS if not entry.value.adapter and entry.value.solve is None)
     for name in names:
         if SIGNALS[name].adapter:
             raise UserError(

@@ -13,6 +13,7 @@ from tailora.signals.fisher_lora_b import fisher_lora_b
 from tailora.signals.gradient_norm import gradient_norm
 from tailora.signals.gradient_spectrum import gradient_cross_spectrum, gradient_spectrum
 from tailora.signals.intrinsic_dimension import intrinsic_dimension
+from tailora.signals.newton.spectrum import newton_spectrum, solve_newton
 from tailora.signals.sensitivity import sensitivity
 from tailora.signals.statistics.batch_b import BatchB
 from tailora.signals.statistics.batch_b_elements import BatchBElements
@@ -42,6 +43,12 @@ SIGNALS.add(
     Signal(gradient_cross_spectrum, (MeanGradient,), "nats", _MANY),
     summary="singular directions of one half of the data, measured on the other: no noise in expectation",
     citation="Tailora",
+)
+SIGNALS.add(
+    "newton_spectrum",
+    Signal(newton_spectrum, (), "root of nats", _MANY, solve=solve_newton),
+    summary="singular values of each target's part of one Newton step over all targets, in K-FAC's measure",
+    citation="Tailora; Martens and Grosse 2015, K-FAC, arXiv 1503.05671; Martens 2010, Hessian-free optimization",
 )
 SIGNALS.add(
     "gradient_norm",

@@ -101,6 +101,27 @@ def load_sums(statistics: Statistics, sums: Mapping[str, Tensor]) -> None:
         statistic.load({n.removeprefix(prefix): tensor for n, tensor in sums.items() if n.startswith(prefix)})
 
 
+@dataclass(frozen=True)
+class Solved:
+    """What came of several passes over the batches.
+
+    Attributes:
+        values: The signal, first axis in target order.
+        examples: Examples that counted.
+        batches: Batches of one pass.
+        loss: Name of the per-example loss.
+        mean_loss: Mean loss over the examples, in nats.
+        notes: What a profile's ``meta`` says about it.
+    """
+
+    values: np.ndarray
+    examples: int
+    batches: int
+    loss: str
+    mean_loss: float
+    notes: Mapping[str, Any]
+
+
 @dataclass(frozen=True, slots=True)
 class Signal:
     """A registered signal.
@@ -114,6 +135,8 @@ class Signal:
         weights: Whether it reads the model's weights.
         whole: Whether it needs gradients in whole, where others would do with a sketch.
         adapter: Whether it is read from a model that carries a LoRA, where others take the base model.
+        solve: Goes over the batches several times, given the context, all of them and how a pass is made; what it
+            returns lies in the context's cache under the signal's name when ``read`` is called.
     """
 
     read: Callable[[Context, Any], np.ndarray]
@@ -124,3 +147,4 @@ class Signal:
     weights: bool = False
     whole: bool = False
     adapter: bool = False
+    solve: Callable[[Context, Sequence[Mapping[str, Any]], Any], Solved] | None = None

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from tailora.errors import ProfileError, UserError
 from tailora.signals import SIGNALS
-from tailora.signals.base import Context, Statistics, sums_of
+from tailora.signals.base import Context, Signal, Solved, Statistics, sums_of
 from tailora.signals.examples import on_device
 from tailora.signals.hidden_states import BlockStates
 from tailora.signals.losses import Loss
@@ -77,6 +77,7 @@ class Collection:
         curve: After each doubling of the examples, their number and the Spearman correlation of the Fisher traces then
             with the final ones; of this process's share.
         sums: What the signals were read from, where it was to be kept.
+        notes: What signals that take several passes have to say about them, for ``meta``.
     """
 
     signals: dict[str, np.ndarray]
@@ -89,6 +90,7 @@ class Collection:
     stability: float | None = None
     curve: tuple[tuple[int, float], ...] = ()
     sums: Mapping[str, Tensor] | None = None
+    notes: Mapping[str, Any] = field(default_factory=dict)
 
 
 def collect(
@@ -98,7 +100,7 @@ def collect(
     signals: Sequence[str],
     how: Collecting | None = None,
 ) -> Collection:
-    """Measure signals in one pass.
+    """Measure signals in one pass, and those that need several in as many more.
 
     Args:
         model: The base model; it is left exactly as it was.
@@ -123,25 +125,42 @@ def collect(
     wants_states = any(signal.states for signal in chosen.values())
     if wants_states and how.resume is not None:
         raise UserError("an unfinished 'intrinsic_dimension' cannot be resumed; measure it in a profile of its own")
+    several = any(signal.solve is not None for signal in chosen.values())
+    if several:
+        batches = list(batches)
     with BlockStates(model, targets, how.pooling) if wants_states else contextlib.nullcontext() as states:
         run = Pass(model, targets, list(statistics.values()), how, states)
         if statistics or states is not None:
             stability = _run(run, context, batches, statistics, how)
         if states is not None:
             context.cache["states"] = states.result()
+        solved = _solve(context, batches if several else (), chosen, how)
         results = {name: signal.read(context, statistics) for name, signal in chosen.items()}
+    mean_loss = run.loss_sum / max(run.examples, 1)
+    counted = (run.examples, run.batches, run.loss_name, mean_loss)
+    if solved is not None and not run.loss_name:
+        counted = (solved.examples, solved.batches, solved.loss, solved.mean_loss)
     return Collection(
         results,
-        run.examples,
-        run.batches,
-        run.loss_name,
-        run.loss_sum / max(run.examples, 1),
+        *counted,
         run.one_by_one,
         tuple(run.skipped),
         stability.agreement(),
         tuple(stability.curve()),
         sums_of(statistics) if how.keep_sums else None,
+        {} if solved is None else solved.notes,
     )
+
+
+def _solve(
+    context: Context, batches: Iterable[Mapping[str, Any]], chosen: Mapping[str, Signal], how: Collecting
+) -> Solved | None:
+    """Let signals that take several passes take them; return what the last one found."""
+    found = None
+    for name, signal in chosen.items():
+        if signal.solve is not None:
+            found = context.cache[name] = signal.solve(context, list(batches), how)
+    return found
 
 
 def _run(

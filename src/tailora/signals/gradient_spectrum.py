@@ -37,7 +37,7 @@ def gradient_spectrum(context: Context, statistics: Any) -> np.ndarray:
             if found is not None:
                 _fill(spectra, index, found[: gradient.width // 2])
         elif (mean := gradient.mean(index)) is not None:
-            _fill(spectra, index, _singular_values(mean).square().sum(dim=0).sqrt())
+            _fill(spectra, index, singular_values(mean).square().sum(dim=0).sqrt())
     return spectra
 
 
@@ -105,11 +105,17 @@ def _quadratic(gram: Tensor, crossed: Tensor, least: float) -> Tensor:
     return found.flip(1)
 
 
-def _singular_values(matrices: Tensor) -> Tensor:
+def singular_values(matrices: Tensor) -> Tensor:
     """Return the singular values per expert in float64, ``[experts, k]``, descending.
 
     Those of a float32 matrix come from its Gram matrix in float64, which is two to three times faster than a float32
     decomposition and no less exact: their squares keep 16 digits, the matrix itself has 7.
+
+    Args:
+        matrices: ``[experts, out, in]``.
+
+    Returns:
+        The values.
     """
     if matrices.dtype == torch.float64:
         return torch.linalg.svdvals(matrices)
