@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -23,6 +24,7 @@ from tailora.planning import cost_of
 from tailora.plans import Plan
 from tailora.profiles import Profile
 from tailora.recipes import load_recipe, recipe_names
+from tailora.recipes.schema import PILOT_SIGNALS
 from tailora.signals import SIGNALS
 from tailora.targets import Target, find_targets
 
@@ -35,7 +37,10 @@ def profiles():
 
     def get(name) -> Profile:
         if name not in made:
-            made[name] = tailora.profile(models.build(name), models.batches(name, sizes=(12, 12)), signals=SIGNALS_ALL)
+            found = tailora.profile(models.build(name), models.batches(name, sizes=(12, 12)), signals=SIGNALS_ALL)
+            # What a run's own pilot would measure.
+            drawn = np.random.default_rng(0).uniform(0.1, 1, (2, len(found.targets), 8))
+            made[name] = replace(found, signals={**found.signals, **dict(zip(PILOT_SIGNALS, drawn, strict=True))})
         return made[name]
 
     return get

@@ -35,17 +35,16 @@ def last_checkpoint(folder: Path) -> Path | None:
     return max(found)[1] if found else None
 
 
-def is_last(checkpoint: Path) -> bool:
-    """Tell whether a checkpoint is that of the last step; the Trainer would take one more from there.
+def steps_of(checkpoint: Path) -> int:
+    """Return the steps of the training that a checkpoint belongs to; the Trainer would take one more after the last.
 
     Args:
         checkpoint: A whole checkpoint.
 
     Returns:
-        Whether nothing is left to train.
+        Steps of the whole schedule.
     """
-    state = json.loads((checkpoint / "trainer_state.json").read_text(encoding="utf-8"))
-    return 0 < state["max_steps"] <= state["global_step"]
+    return int(json.loads((checkpoint / "trainer_state.json").read_text(encoding="utf-8"))["max_steps"])
 
 
 def drop_poisoned(folder: Path) -> Path | None:
@@ -79,6 +78,10 @@ class History:
         self.path = path
         # What came after the checkpoint happens again.
         self.rows = [row for row in _read_rows(path) if row["step"] <= until] if until else []
+
+    def begin_with(self, path: Path) -> None:
+        """Take over the rows of a training that this one goes on from."""
+        self.rows = _read_rows(path)
 
     def add(self, row: dict[str, Any]) -> None:
         """Append a row and write the file."""

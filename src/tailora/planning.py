@@ -246,8 +246,20 @@ def _resolve_r_max(r_max: int | str | None, budget: int, active: Sequence[Target
     if r_max is None or isinstance(r_max, int):
         return r_max
     kind = ADAPTER_KINDS["lora" if recipe.adapter.dora else recipe.adapter.form]
-    uniform = budget / sum(kind.cost(target, 1) for target in active)
-    return max(1, math.ceil(float(r_max[:-1]) * uniform - 1e-9))
+    return resolve_rank(r_max, budget / sum(kind.cost(target, 1) for target in active))
+
+
+def resolve_rank(rank: int | str, uniform: float) -> int:
+    """Turn ``"4x"`` into a rank.
+
+    Args:
+        rank: A number, or a factor.
+        uniform: The rank that the budget buys on every target, which need not be whole.
+
+    Returns:
+        The rank, at least 1.
+    """
+    return rank if isinstance(rank, int) else max(1, math.ceil(float(rank[:-1]) * uniform - 1e-9))
 
 
 def _refuse_impossible(

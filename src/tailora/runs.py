@@ -24,6 +24,8 @@ from tailora.progress import Progress
 from tailora.requirements import check_packages
 from tailora.run_folders import check_folder, clean, is_done, load_plan, run_folder, write_status
 from tailora.run_masks import mask_of, masked_optimizer
+from tailora.run_pilots import FOLDER as PILOT
+from tailora.run_pilots import PilotRun, check_pilot, pilot_of, start_from
 from tailora.schedules import check_schedule
 from tailora.stopping import StopRequest
 from tailora.tasks import TASKS, LoadedModel
@@ -120,6 +122,7 @@ def execute(
     check_packages(config)
     check_schedule(config.training)
     check_streaming(config)
+    check_pilot(config, recipe)
     processes.join(use_cpu=config.training.use_cpu)
     try:
         with stop.listening(), contextlib.ExitStack() as held:
@@ -171,7 +174,8 @@ def _unlocked(config: RunConfig, folder: Path, recipe: Recipe, stop: StopRequest
                 write_status(folder, config, "failed" if failed else "interrupted", sentence)
         raise
     if main:
-        shutil.rmtree(folder / "checkpoints", ignore_errors=True)
+        for place in (folder, folder / PILOT):
+            shutil.rmtree(place / "checkpoints", ignore_errors=True)
         write_status(folder, config, "done", None)
 
 
@@ -189,8 +193,9 @@ def _stages(work: _Work, profile: Profile | None, started: float) -> None:
     with work.timed("profile"):
         profile = profile or _profile(work)
         work.write("signals.json", summarise(profile))
+    pilot = _pilot(work, profile)
     with work.timed("plan"):
-        plan = _plan(work, profile)
+        plan = _plan(work, pilot.profile if pilot else profile)
     fresh = work.prepared.base.fresh(work.config.seed)
     model = plan.apply(
         fresh.model,
@@ -202,8 +207,12 @@ def _stages(work: _Work, profile: Profile | None, started: float) -> None:
     with work.timed("mask"):
         mask = mask_of(work.config, plan, model, work.prepared, work.folder, progress=work.progress)
     with work.timed("train"):
+        job = _job(work, fresh)
+        if pilot and pilot.source:
+            start_from(pilot, plan, model)
+            job = replace(job, source=pilot.source)
         optimizer = _optimizer(work, model) if mask is None else masked_optimizer(work.config, plan, model, mask)
-        trained = train(model, _job(work, fresh), optimizer=optimizer)
+        trained = train(model, job, optimizer=optimizer)
     with work.timed("evaluate"):
         if work.progress:
             work.progress("evaluate", 0, 1)
@@ -262,10 +271,21 @@ def _profile(work: _Work) -> Profile:
     """Measure the profile in the first process alone; the others read what it stored."""
     if not processes.is_main():
         processes.barrier()
-    found = cached_profile(work.config, work.prepared, work.recipe.signals, progress=work.progress, known=work.profiles)
+    found = cached_profile(
+        work.config, work.prepared, work.recipe.profiled_signals, progress=work.progress, known=work.profiles
+    )
     if processes.is_main():
         processes.barrier()
     return found
+
+
+def _pilot(work: _Work, profile: Profile) -> PilotRun | None:
+    """Train the pilot where the recipe has one; its model is gone before the run's own is made."""
+    if work.recipe.pilot is None:
+        return None
+    with work.timed("pilot"):
+        fresh = work.prepared.base.fresh(work.config.seed)
+        return pilot_of(work.config, work.recipe, work.prepared, profile, fresh, _job(work, fresh))
 
 
 def _plan(work: _Work, profile: Profile) -> Plan:

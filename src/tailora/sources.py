@@ -86,8 +86,14 @@ def require_signals(recipe: str, needed: Sequence[str], held: Collection[str]) -
     missing = next((name for name in needed if name not in held), None)
     if missing is None:
         return
+    from tailora.recipes.schema import PILOT_SIGNALS
     from tailora.signals import SIGNALS
 
+    if missing in PILOT_SIGNALS:
+        raise UserError(
+            f"recipe {recipe!r} reads {missing!r}, which no profile of the base model holds but a run's own pilot "
+            "measures; train with the recipe (tailora train), or plan from the folder 'pilot' of such a run"
+        )
     if missing not in SIGNALS:
         raise unknown_name("signal", missing, {*SIGNALS.names(), *held})
     raise UserError(

@@ -13,13 +13,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 from tailora import early_stopping, processes
-from tailora.checkpoints import History, drop_poisoned, is_last, last_checkpoint, write_rows
+from tailora.checkpoints import History, drop_poisoned, last_checkpoint, steps_of, write_rows
 from tailora.config import TrainingConfig
 from tailora.errors import TrainingError
 from tailora.progress import Progress
 from tailora.schedules import length_sampler
 from tailora.stopping import StopRequest
 from tailora.surroundings import random_states_kept
+from tailora.takeover import pilot_steps, take_over
 
 if TYPE_CHECKING:
     import datasets
@@ -55,6 +56,8 @@ class Job:
         progress: Told about every step.
         validate: Scores the model on held-out training examples, where the settings ask for it.
         stop: Looked at after every step; a request ends the training with a checkpoint.
+        share: Share of the steps after which the training is stopped, its last checkpoint kept; ``None`` for all.
+        source: A stopped training's last checkpoint, after which this one goes on with the weights that the model has.
     """
 
     task: Trainable
@@ -67,6 +70,12 @@ class Job:
     progress: Progress | None = None
     validate: Callable[[Any], Evaluation] | None = None
     stop: StopRequest = field(default_factory=StopRequest)
+    share: float | None = None
+    source: Path | None = None
+
+    def ends_at(self, steps: int) -> int:
+        """Return the step after which nothing is left to do, of a schedule of so many steps."""
+        return steps if self.share is None else pilot_steps(self.share, steps)
 
     @property
     def checkpoints(self) -> Path:
@@ -112,7 +121,11 @@ def train(model: Any, job: Job, *, optimizer: torch.optim.Optimizer | None = Non
     checkpoint = last_checkpoint(job.checkpoints)
     start = int(checkpoint.name.rpartition("-")[2]) if checkpoint else 0
     history = History(job.folder / "history.jsonl", until=start)
-    if checkpoint and (is_last(checkpoint) or early_stopping.is_over(history.rows, job.settings)):
+    if job.source is not None and not start:
+        history.begin_with(job.source.parent.parent / "history.jsonl")
+    if checkpoint and (
+        job.ends_at(steps_of(checkpoint)) <= start or early_stopping.is_over(history.rows, job.settings)
+    ):
         early_stopping.restore(model, checkpoint / "adapter_model.safetensors")
         steps = start
     else:
@@ -148,9 +161,11 @@ def _steps(
         # Both write to stdout, which belongs to data.
         trainer.remove_callback(PrinterCallback)
         trainer.remove_callback(ProgressCallback)
+        if checkpoint is None and job.source is not None:
+            checkpoint = take_over(trainer, job.source, job.checkpoints)
         trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
     state = trainer.state
-    over = state.global_step >= state.max_steps or early_stopping.is_over(history.rows, job.settings)
+    over = state.global_step >= job.ends_at(state.max_steps) or early_stopping.is_over(history.rows, job.settings)
     if not over:  # nothing but a request ends it sooner
         raise job.stop.error(f"at step {state.global_step} of {state.max_steps}, with a checkpoint")
     return int(state.global_step)
@@ -201,6 +216,7 @@ def _callback(job: Job, history: History) -> Any:
                 if early_stopping.best_and_stale(history.rows, job.settings)[0] == step and processes.is_main():
                     early_stopping.keep(model, job.checkpoints, step)
             over = job.validate is not None and early_stopping.is_over(history.rows, job.settings)
+            over = over or (job.share is not None and step >= job.ends_at(state.max_steps))
             if over or processes.anywhere(bool(job.stop.number)):
                 control.should_save = control.should_training_stop = True
 

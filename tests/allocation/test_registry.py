@@ -27,6 +27,8 @@ def make_problem(name, seed=0, n=9, r_max=12, budget_rank=3, dora=False):
         "gradient_spectrum": -np.sort(-rng.lognormal(sigma=2, size=(n, 10)), axis=1),
         "explained_variance": -np.sort(-rng.dirichlet(np.ones(10), size=n), axis=1),
         "intrinsic_dimension": rng.uniform(1, 20, size=(n, 2, 5)),
+        "pilot_spectrum": -np.sort(-rng.lognormal(size=(n, 10)), axis=1),
+        "pilot_worth": rng.normal(0.5, size=(n, 10)),
     }
     options = {"ranks": {t.name: i % 4 for i, t in enumerate(targets)}} if name == "explicit" else {}
     costs = unit_costs(targets, r_max, adapter="dora" if dora else "lora")
@@ -81,7 +83,8 @@ def test_entries_say_what_they_are(name):
     assert name in {"random", "explicit"} or entry.citation
     for signal in entry.value.needs:
         problem = make_problem(name)
-        bare = Problem(problem.targets, problem.unit_costs, {}, 100)
+        held = {key: values for key, values in problem.signals.items() if key != signal}
+        bare = Problem(problem.targets, problem.unit_costs, held, 100)
         with pytest.raises(UserError, match=f"signal '{signal}' is needed to allocate"):
             entry.value.gains(bare)
 
@@ -196,3 +199,19 @@ def test_gains_of_a_rank_do_not_depend_on_how_many_follow(name):
     wide = make_problem(name, r_max=12)
     narrow = Problem(wide.targets, wide.unit_costs[:, :5], wide.signals, wide.budget_params, wide.seed, wide.options)
     np.testing.assert_array_equal(ALLOCATORS[name].gains(narrow), ALLOCATORS[name].gains(wide)[:, :5])
+
+
+def test_a_pilots_gain_is_the_geometric_mean_of_size_and_worth():
+    targets = (Target("a", "ffn.up", 0, (8, 8)), Target("b", "ffn.up", 1, (8, 8)))
+    # The second direction of a is large and does harm; b's are small and good.
+    signals = {"pilot_spectrum": np.array([[4.0, 3.0], [2.0, 1.0]]), "pilot_worth": np.array([[1.0, -2.0], [4.0, 9.0]])}
+    expected = {"both": [[4.0, 0.0], [6.0, 2.0]], "spectrum": [[16.0, 9.0], [4.0, 1.0]], "worth": [[1.0, 0], [9.0, 4]]}
+    for gain, gains in expected.items():
+        problem = Problem(targets, unit_costs(targets, 3), signals, 100, 0, {"gain": gain})
+        found = ALLOCATORS["pilot"].gains(problem)
+        np.testing.assert_allclose(found, np.pad(np.array(gains, dtype=float), ((0, 0), (0, 1))))
+    with pytest.raises(UserError, match="option gain='size' of the allocator 'pilot' is not known"):
+        ALLOCATORS["pilot"].gains(Problem(targets, unit_costs(targets, 3), signals, 100, 0, {"gain": "size"}))
+    harm = {**signals, "pilot_worth": -np.abs(signals["pilot_worth"])}
+    with pytest.raises(UserError, match="took nothing off the loss of any candidate"):
+        ALLOCATORS["pilot"].gains(Problem(targets, unit_costs(targets, 3), harm, 100))

@@ -95,6 +95,9 @@ def test_contestants_are_the_recipes_that_only_decide_ranks():
     recipe, overrides = read_contestant("spectral:signal=gradient_cross_spectrum,r_max=8")
     assert recipe.name == "spectral"
     assert overrides == {"signal": "gradient_cross_spectrum", "r_max": 8}
+    recipe, overrides = read_contestant("pilot:pilot.share=0.25,pilot.rank=4x,gain=worth")
+    assert (recipe.pilot.share, recipe.pilot.rank, recipe.pilot.keep) == (0.25, "4x", True)
+    assert overrides == {"gain": "worth"}
 
 
 @pytest.mark.parametrize(
@@ -112,9 +115,10 @@ def test_wrong_contestants_are_refused(text, words):
 
 def test_everybody_decides_within_the_budget_and_pays_for_what_is_measured(problem):
     names = [*contestant_names(), "oracle", "spectral:signal=gradient_cross_spectrum"]
+    assert {"pilot", "pilot-dropped", "pilot-uniform"} < set(names)
     decisions, failed = decide(problem, names, "r=2")
     assert not failed
-    assert [decision.name for decision in decisions] == names
+    assert [decision.name for decision in decisions] == [name for name in names if not name.startswith("pilot")]
     budget = sum(target.cost(2) for target in problem.targets)
     tokens = problem.spec.calibration * problem.spec.length
     passes = {decision.name: decision.token_passes / tokens for decision in decisions}
@@ -124,6 +128,7 @@ def test_everybody_decides_within_the_budget_and_pays_for_what_is_measured(probl
     assert passes["lora"] == passes["oracle"] == passes["random-rank"] == 0
     assert passes["spectral"] == passes["fim-lora"] == 1
     assert passes["gelora"] == passes["eva-ranks"] == pytest.approx(1 / 3)
+    assert passes["newton"] == pytest.approx(2 + 16 * 4 / 3), "two passes, then a forward and a pass in every iteration"
 
 
 def test_who_cannot_decide_is_left_out_with_the_reason(problem, tmp_path):

@@ -90,11 +90,11 @@ def test_a_damaged_record_is_named(tmp_path):
 
 def test_the_rate_is_chosen_on_the_validation_batch_and_divergence_is_an_error_with_a_way_out():
     inf = float("inf")
-    entry = choose_rate("spectral", (0.1, 0.2, 0.3), (0.5, 0.4, inf), (0.3, 0.6, inf), {"a": 1})
+    entry = choose_rate("spectral", (0.1, 0.2, 0.3), (0.5, 0.4, inf), (0.3, 0.6, inf))
     assert (entry["rate"], entry["loss"]) == (0.2, 0.6), "the lower held-out loss must not be seen"
     assert entry["validation"] == [0.5, 0.4, None]
     with pytest.raises(TrainingError, match=r"'spectral' diverged at every learning rate of 0\.1; give lower rates"):
-        choose_rate("spectral", (0.1,), (inf,), (inf,), {})
+        choose_rate("spectral", (0.1,), (inf,), (inf,))
 
 
 def test_the_page_shows_every_contestant_and_the_maps(tmp_path):

@@ -10,6 +10,7 @@ from tailora.allocation import ALLOCATORS
 from tailora.errors import TailoraError, UnknownNameError, UserError
 from tailora.methods import METHODS
 from tailora.recipes import list_recipes, load_recipe, recipe_names
+from tailora.recipes.schema import PILOT_SIGNALS
 from tailora.signals import SIGNALS
 
 ASKED = {
@@ -40,7 +41,8 @@ def test_every_recipe_is_whole(name):
     assert recipe.citation
     assert recipe.allocation.name in ALLOCATORS
     assert recipe.training.method in METHODS
-    assert all(signal in SIGNALS for signal in recipe.signals)
+    assert all(signal in SIGNALS for signal in recipe.profiled_signals)
+    assert set(recipe.signals) - set(recipe.profiled_signals) <= set(PILOT_SIGNALS)
     assert load_recipe(recipe.to_dict()) == recipe
 
 

@@ -6,6 +6,7 @@ from tailora.allocation.allocate import allocate, rank_limits, unit_costs
 from tailora.allocation.explained_variance import explained_variance, faithful_explained_variance
 from tailora.allocation.explicit import explicit, explicit_ranks
 from tailora.allocation.gelora import faithful_gelora, gelora
+from tailora.allocation.pilot import pilot
 from tailora.allocation.problem import Allocator, Problem
 from tailora.allocation.proportional import faithful_proportional, proportional
 from tailora.allocation.random_rank import random_rank
@@ -30,6 +31,12 @@ ALLOCATORS.add(
     Allocator(spectral, needs=("gradient_spectrum",), options=("signal",)),
     summary="gain of the k-th rank = k-th squared singular value of the calibration gradient",
     citation="Tailora; Eckart and Young 1936",
+)
+ALLOCATORS.add(
+    "pilot",
+    Allocator(pilot, needs=("pilot_spectrum", "pilot_worth"), options=("gain",)),
+    summary="gain of the k-th rank = size and worth of the k-th direction that a short, larger training learned",
+    citation="Tailora; Sundararajan et al. 2017, arXiv 1703.01365",
 )
 ALLOCATORS.add(
     "gelora",

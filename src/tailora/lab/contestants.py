@@ -62,10 +62,10 @@ def read_contestant(text: str) -> tuple[Recipe, dict[str, Any]]:
     """Read a contestant: a recipe's name or file, with options of its allocation behind it.
 
     Args:
-        text: Such as ``spectral`` or ``spectral:signal=gradient_cross_spectrum``.
+        text: Such as ``spectral``, ``spectral:signal=gradient_cross_spectrum`` or ``pilot:pilot.share=0.2,r_max=12``.
 
     Returns:
-        The recipe and what to override.
+        The recipe and what to override in its allocation.
 
     Raises:
         UserError: There is no such recipe, or it does more than decide ranks.
@@ -83,6 +83,10 @@ def read_contestant(text: str) -> tuple[Recipe, dict[str, Any]]:
         if not equals:
             raise UserError(f"contestant {text!r}: {part!r} is no 'option=value'; write it as in 'spectral:r_max=8'")
         overrides[key] = _value(value)
+    slot = {key.removeprefix("pilot."): overrides.pop(key) for key in list(overrides) if key.startswith("pilot.")}
+    if slot:
+        data = recipe.to_dict()
+        recipe = load_recipe(data | {"pilot": (data["pilot"] or {}) | slot})
     return recipe, overrides
 
 
@@ -104,7 +108,8 @@ def decide(
 
     Args:
         problem: The problem.
-        names: Contestants as ``read_contestant`` takes them; ``oracle`` is known too.
+        names: Contestants as ``read_contestant`` takes them; ``oracle`` is known too, those with a pilot are passed
+            over, since they decide in training.
         budget: What each may spend.
         batch_size: Sequences of a calibration batch.
 
@@ -117,6 +122,8 @@ def decide(
     from tailora.plans import plan
 
     readings = {name: read_contestant(name) for name in names if name != ORACLE}
+    names = [name for name in names if name == ORACLE or readings[name][0].pilot is None]
+    readings = {name: readings[name] for name in names if name != ORACLE}
     allowed = plan(list(problem.targets), UNIFORM, budget).budget_params
     wanted = {name: _signals(recipe, overrides) for name, (recipe, overrides) in readings.items()}
     profiles, failed = _measure(problem, {s for signals in wanted.values() for s in signals}, batch_size)
@@ -153,8 +160,11 @@ def _signals(recipe: Recipe, overrides: Mapping[str, Any]) -> tuple[str, ...]:
 def _passes(signal: str) -> float:
     """Return the passes over the calibration tokens that a signal takes."""
     from tailora.signals import SIGNALS
+    from tailora.signals.newton import ITERATIONS, passes
 
     entry = SIGNALS[signal]
+    if entry.solve is not None:
+        return passes(ITERATIONS)
     if any(statistic.source == "gradients" for statistic in entry.needs):
         return 1.0
     return _FORWARD if entry.needs or entry.states else 0.0

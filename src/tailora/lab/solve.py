@@ -13,7 +13,7 @@ from tailora.artifacts import content_hash
 from tailora.errors import TrainingError, UserError
 from tailora.lab.spec import ProblemSpec
 
-FORMAT = "tailora-lab/1"
+FORMAT = "tailora-lab/2"
 RATES = (8e-3, 1.6e-2, 3.2e-2)
 
 
@@ -31,7 +31,7 @@ class Settings:
 
     contestants: tuple[str, ...]
     budget: str = "r=2"
-    steps: int = 300
+    steps: int = 200
     rates: tuple[float, ...] = RATES
     stack: int = 24
 
@@ -79,32 +79,41 @@ def solve(
         TrainingError: Uniform LoRA or the oracle diverged at every learning rate.
     """
     from tailora.lab.contestants import decide
+    from tailora.lab.courses import Classes, Course
+    from tailora.lab.pilots import pilot_all
     from tailora.lab.problems import build
-    from tailora.lab.students import Stack, Student, train
+    from tailora.lab.students import Stack, Student
 
     started = time.perf_counter()
     problem = build(spec)
     decisions, left_out = decide(problem, settings.everybody, settings.budget)
     decided = time.perf_counter()
-    plans = _distinct([decision.ranks for decision in decisions])
-    students = [Student(ranks, rate, seed=spec.seed) for ranks in plans for rate in settings.rates]
-    stacks = [
-        Stack(problem.base, problem.targets, students[start : start + settings.stack])
-        for start in range(0, len(students), settings.stack)
-    ]
+    piloted, more_left_out = pilot_all(problem, settings.everybody, settings.budget, settings.rates, settings.steps)
+    courses: Mapping[str, Sequence[Course | None]] = {
+        decision.name: [Course(rate, decision.ranks, decision.params) for rate in settings.rates]
+        for decision in decisions
+    } | {pilot.name: pilot.courses for pilot in piloted}
+    passes = {one.name: one.token_passes for one in (*decisions, *piloted)}
+    classes = Classes(problem, [course for own in courses.values() for course in own if course], settings.stack)
     untrained = Stack(problem.base, problem.targets, [Student({}, 0.0)]).evaluate(problem.held_out)[0]
     tell = None if progress is None else lambda done: progress(done, settings.steps)
-    train(stacks, problem.training(), settings.steps, progress=tell)
-    validation = [value for stack in stacks for value in stack.evaluate(problem.validation)]
-    held_out = [value for stack in stacks for value in stack.evaluate(problem.held_out)]
+    classes.train(settings.steps, tell)
     training_tokens = settings.steps * problem.step_tokens
     entries: dict[str, Any] = {}
-    for decision in decisions:
-        first = plans.index(dict(decision.ranks)) * len(settings.rates)
-        rows = slice(first, first + len(settings.rates))
-        entries[decision.name] = choose_rate(
-            decision.name, settings.rates, validation[rows], held_out[rows], decision.ranks
-        ) | {"params": decision.params, "extra_compute": decision.token_passes / training_tokens}
+    for name in (name for name in settings.everybody if name in courses):
+        validation, held_out = (
+            classes.losses(batch, courses[name]) for batch in (problem.validation, problem.held_out)
+        )
+        chosen = choose_rate(name, settings.rates, validation, held_out)
+        course = courses[name][settings.rates.index(chosen["rate"])]
+        assert course is not None
+        entries[name] = chosen | {
+            "ranks": dict(course.ranks),
+            "params": course.params,
+            "begin": course.begin,
+            "extra_compute": passes[name] / training_tokens,
+        }
+    left_out |= more_left_out
     return {
         "format": FORMAT,
         "key": record_key(spec, settings),
@@ -118,19 +127,10 @@ def solve(
         "seconds": {
             "decide": round(decided - started, 3),
             "train": round(time.perf_counter() - decided, 3),
-            "students": len(students),
+            "students": classes.students,
         },
         "versions": {"tailora": __version__},
     }
-
-
-def _distinct(plans: Sequence[Mapping[str, int]]) -> list[dict[str, int]]:
-    """Return each plan once: equal ranks from equal factors on equal batches would only be trained twice."""
-    found: list[dict[str, int]] = []
-    for plan in plans:
-        if dict(plan) not in found:
-            found.append(dict(plan))
-    return found
 
 
 def choose_rate(
@@ -138,7 +138,6 @@ def choose_rate(
     rates: Sequence[float],
     validation: Sequence[float],
     held_out: Sequence[float],
-    ranks: Mapping[str, int],
 ) -> dict[str, Any]:
     """Choose the learning rate on the validation batch and report the held-out loss at it.
 
@@ -147,10 +146,9 @@ def choose_rate(
         rates: Learning rates.
         validation: Loss at each, infinite where training diverged.
         held_out: Loss at each.
-        ranks: The contestant's ranks.
 
     Returns:
-        ``loss``, ``rate``, both lists of losses with ``None`` for infinite ones, and ``ranks``.
+        ``loss``, ``rate`` and both lists of losses with ``None`` for infinite ones.
 
     Raises:
         TrainingError: It diverged at every learning rate.
@@ -166,5 +164,4 @@ def choose_rate(
         "rate": rates[best],
         "validation": finite,
         "held_out": [value if math.isfinite(value) else None for value in held_out],
-        "ranks": dict(ranks),
     }

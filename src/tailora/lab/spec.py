@@ -104,7 +104,7 @@ class ProblemSpec:
     tokens: Literal["uniform", "model"] = "uniform"
     sequences: int | None = None
     length: int = 16
-    batch: int = 8
+    batch: int = 16
     evaluation: int = 128
     calibration: int = 128
 

@@ -35,12 +35,15 @@ class Student:
         learning_rate: Peak learning rate.
         scale: LoRA's ``alpha / r``, the same on every target.
         seed: Of the initial ``A``.
+        start: Target name to the factors ``A [rank, in]`` and ``B [out, rank]`` it starts from; ``None`` for peft's
+            start, ``A`` random and ``B`` zero.
     """
 
     ranks: Mapping[str, int]
     learning_rate: float
     scale: float = 2.0
     seed: int = 0
+    start: Mapping[str, tuple[Tensor, Tensor]] | None = None
 
 
 class StudentLinear(nn.Module):
@@ -57,13 +60,14 @@ class StudentLinear(nn.Module):
     bias: Tensor | None
     scales: Tensor
 
-    def __init__(self, weight: Tensor, bias: Tensor | None, a: Tensor, scales: Tensor) -> None:
-        """Start with ``B = 0``.
+    def __init__(self, weight: Tensor, bias: Tensor | None, a: Tensor, b: Tensor, scales: Tensor) -> None:
+        """Take over frozen and initial values.
 
         Args:
             weight: ``[out, in]``.
             bias: ``[out]``.
             a: Initial ``A``, zero in padded rows.
+            b: Initial ``B``, zero in padded columns.
             scales: ``[students, 1, 1]``.
         """
         super().__init__()
@@ -72,7 +76,7 @@ class StudentLinear(nn.Module):
         self.register_buffer("bias", bias)
         self.register_buffer("scales", scales)
         self.a = nn.Parameter(a)
-        self.b = nn.Parameter(a.new_zeros(a.shape[0], weight.shape[0], a.shape[1]))
+        self.b = nn.Parameter(b)
 
     def forward(self, inputs: Tensor) -> Tensor:
         """Map ``[students * n, ..., in]`` to ``[students * n, ..., out]``."""
@@ -90,19 +94,24 @@ class Stack:
 
     Attributes:
         students: Who is trained, in order.
+        begin: The step of the schedule at which they join.
         model: The base with ``StudentLinear`` layers.
         layers: Target name to its layer.
     """
 
-    def __init__(self, base: nn.Module, targets: Sequence[Target], students: Sequence[Student]) -> None:
+    def __init__(
+        self, base: nn.Module, targets: Sequence[Target], students: Sequence[Student], *, begin: int = 0
+    ) -> None:
         """Make the module.
 
         Args:
             base: The base model; it is copied.
             targets: Its candidates.
             students: At least one.
+            begin: The step of the schedule at which they join; earlier steps were somebody else's.
         """
         self.students = tuple(students)
+        self.begin = begin
         self.model = copy.deepcopy(base).requires_grad_(False)
         self.layers: dict[str, StudentLinear] = {}
         dtype = next(base.parameters()).dtype
@@ -113,10 +122,14 @@ class Stack:
                 continue
             module: Any = self.model.get_submodule(target.name)
             weight = module.weight.detach().T.contiguous() if target.kind == "conv1d" else module.weight.detach()
-            start = torch.zeros(len(students), max(ranks), weight.shape[1], dtype=dtype)
+            a = torch.zeros(len(students), max(ranks), weight.shape[1], dtype=dtype)
+            b = torch.zeros(len(students), weight.shape[0], max(ranks), dtype=dtype)
             for place, (student, rank) in enumerate(zip(students, ranks, strict=True)):
-                start[place, :rank] = _initial(target.name, weight.shape[1], rank, student.seed)
-            layer = StudentLinear(weight, getattr(module, "bias", None), start, scales)
+                if student.start is None:
+                    a[place, :rank] = _initial(target.name, weight.shape[1], rank, student.seed)
+                elif rank:
+                    a[place, :rank], b[place, :, :rank] = student.start[target.name]
+            layer = StudentLinear(weight, getattr(module, "bias", None), a, b, scales)
             parent, _, leaf = target.name.rpartition(".")
             setattr(self.model.get_submodule(parent), leaf, layer)
             self.layers[target.name] = layer
@@ -172,21 +185,27 @@ def train(
     batches: Iterable[Batch],
     steps: int,
     *,
+    until: int | None = None,
     progress: Callable[[int], None] | None = None,
 ) -> None:
     """Train all students on the same batches with AdamW and a cosine schedule.
 
+    Students who join later do so at the schedule's learning rate of that step, with an optimizer that knows nothing.
+
     Args:
         stacks: The students; several stacks share each batch, smaller ones suit the processor's cache.
         batches: At least ``steps`` batches, taken once for all.
-        steps: Steps.
+        steps: Steps of the schedule.
+        until: Stop before this step, the schedule unchanged; at its end where left out.
         progress: Called with the number of steps done.
     """
     optimizers = [stack.optimizer() for stack in stacks]
     stream = iter(batches)
-    for step in range(steps):
+    for step in range(steps if until is None else until):
         batch = next(stream)
         for stack, optimizer in zip(stacks, optimizers, strict=True):
+            if step < stack.begin:
+                continue
             stack.losses(batch).sum().backward()
             optimizer.step(cosine(step, steps))
         if progress is not None:

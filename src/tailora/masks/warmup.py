@@ -85,7 +85,7 @@ def warm_up(
             for step in range(steps):
                 batch = batches[step % len(batches)]
                 batch = {k: v.to(device) if isinstance(v, Tensor) else v for k, v in batch.items()}
-                value = _batch_loss(model, batch, loss)
+                value = batch_loss(model, batch, loss)
                 losses.append(float(value.detach()))
                 if not torch.isfinite(value):
                     raise TrainingError(
@@ -103,8 +103,17 @@ def warm_up(
     return losses
 
 
-def _batch_loss(model: nn.Module, batch: Mapping[str, Any], loss: str | Loss) -> Tensor:
-    """Return the loss of a batch."""
+def batch_loss(model: nn.Module, batch: Mapping[str, Any], loss: str | Loss) -> Tensor:
+    """Return the loss of a batch: the model's own where it returns one.
+
+    Args:
+        model: The model, called with the batch.
+        batch: Labels included.
+        loss: A callable from outputs and batch to one loss per example, or what ``profile`` takes.
+
+    Returns:
+        The mean.
+    """
     outputs = model(**batch)
     if callable(loss):
         return loss(outputs, batch).mean()

@@ -7,7 +7,33 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
+PILOT_SIGNALS = ("pilot_spectrum", "pilot_worth")
+"""Signals that a run's own pilot measures; no profile of the base model can."""
+
 _MOST = 2**31  # no matrix is larger, and array libraries count in 64 bits
+
+
+def read_rank(name: str, value: int | str) -> int | str:
+    """Read a rank that may be written as a multiple of the budget's uniform rank.
+
+    Args:
+        name: Of the field, for the error.
+        value: 16, ``"16"`` or ``"4x"``.
+
+    Returns:
+        A number, or the text of a factor.
+
+    Raises:
+        ValueError: It is neither.
+    """
+    if isinstance(value, str):
+        if re.fullmatch(r"[0-9]{1,18}", value):
+            value = int(value)
+        elif not re.fullmatch(r"[0-9]{1,18}(\.[0-9]{1,18})?x", value) or float(value[:-1]) <= 0:
+            raise ValueError(f"{name} {value[:40]!r} must be a whole number or a factor such as '4x'")
+    if isinstance(value, int) and not 1 <= value < _MOST:
+        raise ValueError(f"{name} {value} must be at least 1 and below {_MOST:,}")
+    return value
 
 
 class _Slot(BaseModel):
@@ -85,14 +111,7 @@ class Allocation(_Slot):
     @classmethod
     def _readable(cls, value: int | str | None) -> int | str | None:
         """Accept 16, '16', '4x' and nothing else."""
-        if isinstance(value, str):
-            if re.fullmatch(r"[0-9]{1,18}", value):
-                value = int(value)
-            elif not re.fullmatch(r"[0-9]{1,18}(\.[0-9]{1,18})?x", value) or float(value[:-1]) <= 0:
-                raise ValueError(f"r_max {value[:40]!r} must be a whole number or a factor such as '4x'")
-        if isinstance(value, int) and not 1 <= value < _MOST:
-            raise ValueError(f"r_max {value} must be at least 1 and below {_MOST:,}")
-        return value
+        return None if value is None else read_rank("r_max", value)
 
 
 class Initialisation(_Slot):
@@ -134,6 +153,30 @@ class Mask(_Slot):
         return value
 
 
+class Pilot(_Slot):
+    """A short training of a larger adapter, by whose update ranks are dealt.
+
+    Attributes:
+        rank: Its rank on every candidate: a number, or ``"8x"`` (times the uniform rank of the budget).
+        share: Its share of the training steps.
+        keep: Whether training goes on from its update, truncated to the plan, so that its steps are part of the
+            training; otherwise training starts anew and takes all its steps.
+        scale: Its ``alpha / r`` over the run's; where left out the budget's uniform rank over the pilot's, so that
+            alpha is that of uniform ranks and the whole update moves as fast at the same learning rate.
+    """
+
+    rank: int | str = "8x"
+    share: float = Field(default=0.4, gt=0, lt=1)
+    keep: bool = True
+    scale: float | None = Field(default=None, gt=0)
+
+    @field_validator("rank")
+    @classmethod
+    def _readable(cls, value: int | str) -> int | str:
+        """Accept 16, '16' and '8x'."""
+        return read_rank("pilot.rank", value)
+
+
 class Training(_Slot):
     """Which training method runs.
 
@@ -158,6 +201,7 @@ class Recipe(_Slot):
         initialisation: How the adapter starts.
         mask: Which adapter parameters train; ``None`` trains all.
         training: How it is trained.
+        pilot: The short training before, whose update the allocation reads or the training goes on from.
         adapter: The adapter the slots act on.
     """
 
@@ -169,6 +213,7 @@ class Recipe(_Slot):
     initialisation: Initialisation = Initialisation()
     mask: Mask | None = None
     training: Training = Training()
+    pilot: Pilot | None = None
     adapter: Adapter = Adapter()
 
     @model_validator(mode="after")
@@ -178,14 +223,38 @@ class Recipe(_Slot):
             raise ValueError("adapter.kind: weights trains base weights in full; add a mask, or take another kind")
         return self
 
+    @model_validator(mode="after")
+    def _fitting_pilot(self) -> Recipe:
+        """Refuse what a pilot cannot be combined with, and an allocation that reads one where there is none."""
+        reads = any(signal in PILOT_SIGNALS for signal in self.signals)
+        if self.pilot is None:
+            if reads:
+                raise ValueError(f"allocation {self.allocation.name!r} reads a pilot's update; add the slot 'pilot'")
+            return self
+        if self.adapter.form != "lora":
+            raise ValueError(f"a pilot trains plain LoRA, not {self.adapter.form!r}; leave out one of the two")
+        if self.adapter.scaling.kind != "constant":
+            raise ValueError("a pilot changes ranks on the way, so that scaling.kind must be constant; leave out one")
+        if self.mask is not None or self.training.method != "standard":
+            what = "a mask" if self.mask is not None else f"the training method {self.training.method!r}"
+            raise ValueError(f"a pilot cannot be combined with {what}; leave out one of the two")
+        if not reads and not self.pilot.keep:
+            raise ValueError("nothing reads the pilot and its update is dropped; set keep: true or leave the pilot out")
+        return self
+
     @property
     def signals(self) -> tuple[str, ...]:
-        """The profile signals that this recipe reads; empty when it needs no data."""
+        """The signals that this recipe reads, a pilot's included; empty when it needs no data."""
         from tailora.allocation import ALLOCATORS
 
         needs = ALLOCATORS[self.allocation.name].needs
         chosen = self.allocation.options.get("signal")
         return (str(chosen), *needs[1:]) if needs and chosen else needs
+
+    @property
+    def profiled_signals(self) -> tuple[str, ...]:
+        """Those of ``signals`` that a profile of the base model holds."""
+        return tuple(signal for signal in self.signals if signal not in PILOT_SIGNALS)
 
     def to_dict(self) -> dict[str, Any]:
         """Return a JSON-ready dict."""
