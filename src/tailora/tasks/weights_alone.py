@@ -49,9 +49,7 @@ def check_needs(signals: Sequence[str]) -> None:
     """
     from tailora.signals import SIGNALS
 
-    alone = [
-        entry.name for entry in SIGNALS if not (entry.value.needs or entry.value.states or entry.value.solve)
-    ]
+    alone = [entry.name for entry in SIGNALS if not (entry.value.needs or entry.value.states or entry.value.solve)]
     needy = next((name for name in signals if name not in alone), None)
     if needy is not None:
         raise UserError(
