@@ -115,7 +115,8 @@ def test_wrong_contestants_are_refused(text, words):
 
 def test_everybody_decides_within_the_budget_and_pays_for_what_is_measured(problem):
     names = [*contestant_names(), "oracle", "spectral:signal=gradient_cross_spectrum"]
-    assert {"pilot", "pilot-dropped", "pilot-uniform"} < set(names)
+    assert {"pilot", "newton"} < set(names)
+    assert not {"pilot-dropped", "pilot-uniform"} & set(names), "one recipe for every allocation"
     decisions, failed = decide(problem, names, "r=2")
     assert not failed
     assert [decision.name for decision in decisions] == [name for name in names if not name.startswith("pilot")]

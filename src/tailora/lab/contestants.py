@@ -1,4 +1,4 @@
-"""Who competes: every recipe that only decides ranks, with the evidence it asks for measured and counted."""
+"""Who competes: every recipe that decides ranks of plain LoRA, with the evidence it asks for measured and counted."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ class Decision:
 
 
 def contestant_names() -> list[str]:
-    """Return every shipped recipe that decides ranks and nothing else, once where several deal the same ranks.
+    """Return every shipped recipe that decides ranks of plain LoRA, once where several have one allocation.
 
     Left out are recipes with a mask, another kind of adapter than LoRA or a training method of their own, published
     integer rules that do not keep to the budget, and recipes whose placement and allocation another one has already.
