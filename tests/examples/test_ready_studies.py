@@ -17,6 +17,10 @@ from tailora.yaml_files import read_yaml
 STUDIES = REPOSITORY / "examples" / "studies"
 # File, scale, runs that search, final runs; the table of docs/studies-ready.md.
 SIZES = {
+    ("allocation", "full"): (360, 450),
+    ("allocation", "encoder"): (240, 300),
+    ("allocation", "language"): (120, 150),
+    ("allocation", "small"): (0, 28),
     ("fim_lora_glue", "full"): (0, 384),
     ("fim_lora_glue", "fair"): (512, 640),
     ("fim_lora_glue", "small"): (0, 24),
@@ -66,7 +70,13 @@ def test_every_study_is_listed():
 
 @pytest.mark.parametrize(("name", "scale"), SIZES)
 def test_every_study_expands(name, scale, request):
-    if scale == "small" and name in ("fim_lora_glue", "fim_lora_ablations", "gelora_glue", "fish_tuning"):
+    if scale in ("small", "encoder") and name in (
+        "allocation",
+        "fim_lora_glue",
+        "fim_lora_ablations",
+        "gelora_glue",
+        "fish_tuning",
+    ):
         request.getfixturevalue("no_package")
     expansion = expand(load_study(STUDIES / f"{name}.yaml", [f"scale={scale}"]))
     final = finals(expansion)
