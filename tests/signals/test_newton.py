@@ -343,3 +343,35 @@ def test_planted_ranks_show_where_the_gradient_hides_them():
         plan = tailora.plan(found, recipe="newton", budget="r=2", signal=signal)
         scores[signal] = matches(problem.planted, plan.ranks)["spearman"]
     assert scores["newton_spectrum"] > 0.4 > 0.1 > scores["gradient_spectrum"]
+
+
+@pytest.mark.parametrize("name", ["llama", "gpt2"])
+def test_halves_that_say_the_same_give_the_step_itself(name):
+    """Every direction is worth on one half what it is worth on the other, where both are the same examples."""
+    model, batch, few = models.build(name), models.batches(name)[0], {"options": {"newton_iterations": 4}}
+    alone = tailora.profile(model, [batch], SIGNAL, **few).signals["newton_spectrum"]
+    crossed = tailora.profile(model, [batch, batch], ("newton_cross_spectrum",), **few)
+    found = crossed.signals["newton_cross_spectrum"]
+    known = alone > 1e-3 * alone.max(axis=1, keepdims=True)
+    assert known.any(axis=1).all()
+    np.testing.assert_allclose(found[known], alone[known], rtol=1e-3)
+    assert crossed.meta["newton"]["iterations"] == 4
+    assert [half["iterations"] for half in crossed.meta["newton"]["halves"]] == [4, 4]
+    assert crossed.meta["examples"] == 2 * len(batch["input_ids"])
+
+
+def test_one_batch_has_no_halves():
+    with pytest.raises(UserError, match="got 1 batch; give smaller batches"):
+        tailora.profile(models.build("gpt2"), models.batches("gpt2")[:1], ("newton_cross_spectrum",))
+
+
+def test_what_halves_agree_on_is_not_the_labels_noise():
+    problem = build_problem(FAMILIES["labels"](0))
+    how = {"targets": problem.targets, "loss": lab_loss, "check": False, "options": {"newton_iterations": 8}}
+    names = ("newton_spectrum", "newton_cross_spectrum")
+    found = tailora.profile(problem.base, problem.calibration(16), names, **how)
+    scores = {}
+    for signal in names:
+        plan = tailora.plan(found, recipe="newton", budget="r=2", signal=signal)
+        scores[signal] = matches(problem.planted, plan.ranks)["spearman"]
+    assert scores["newton_cross_spectrum"] > 0.3 > scores["newton_spectrum"]

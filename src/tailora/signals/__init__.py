@@ -13,6 +13,7 @@ from tailora.signals.fisher_lora_b import fisher_lora_b
 from tailora.signals.gradient_norm import gradient_norm
 from tailora.signals.gradient_spectrum import gradient_cross_spectrum, gradient_spectrum
 from tailora.signals.intrinsic_dimension import intrinsic_dimension
+from tailora.signals.newton.cross import newton_cross_spectrum, solve_newton_cross
 from tailora.signals.newton.spectrum import newton_spectrum, solve_newton
 from tailora.signals.sensitivity import sensitivity
 from tailora.signals.statistics.batch_b import BatchB
@@ -48,6 +49,12 @@ SIGNALS.add(
     "newton_spectrum",
     Signal(newton_spectrum, (), "root of nats", _MANY, solve=solve_newton),
     summary="singular values of each target's part of one Newton step over all targets, in K-FAC's measure",
+    citation="Tailora; Martens and Grosse 2015, K-FAC, arXiv 1503.05671; Martens 2010, Hessian-free optimization",
+)
+SIGNALS.add(
+    "newton_cross_spectrum",
+    Signal(newton_cross_spectrum, (), "root of nats", _MANY, solve=solve_newton_cross),
+    summary="directions of a Newton step on one half of the data, measured on that of the other: what both agree on",
     citation="Tailora; Martens and Grosse 2015, K-FAC, arXiv 1503.05671; Martens 2010, Hessian-free optimization",
 )
 SIGNALS.add(

@@ -70,17 +70,24 @@ def gradient_cross_spectrum(context: Context, statistics: Any) -> np.ndarray:
             continue
         first, second = gradient.mean(index, 0), gradient.mean(index, 1)
         if first is not None and second is not None:
-            both = _cross_measured(first, second)
+            both = cross_measured(first, second)
             signed = (both.sign() * both.square()).sum(dim=0)
             _fill(spectra, index, signed.sign() * signed.abs().sqrt())
     return spectra
 
 
-def _cross_measured(first: Tensor, second: Tensor) -> Tensor:
-    """Return ``u_k^T G v_k`` per expert, singular directions of each half on the other one, averaged, ``[experts, k]``.
+def cross_measured(first: Tensor, second: Tensor) -> Tensor:
+    """Return ``u_k^T G v_k`` per expert, singular directions of each half on the other one, averaged.
 
     With the eigenvectors ``v`` of ``C^T C``, ``u_k = C v_k / sigma_k``, so ``u_k^T D v_k = v_k^T C^T D v_k / sigma_k``:
     the one product ``C^T D`` on the thin side serves both ways.
+
+    Args:
+        first: What one half of the data says, ``[experts, out, in]``.
+        second: What the other one says.
+
+    Returns:
+        float64 ``[experts, k]``; not sorted, and negative where the halves disagree.
     """
     one, other = first.double(), second.double()
     if one.shape[1] < one.shape[2]:
