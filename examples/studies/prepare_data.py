@@ -1,11 +1,13 @@
-"""Write the rows of two published experiments, in their own templates, as prompts and completions.
+"""Write the data files of ready studies: prompts and completions in published templates, or a text in two parts.
 
     python examples/studies/prepare_data.py alpaca --rows 100 --eval-rows 20
     python examples/studies/prepare_data.py metamath
+    python examples/studies/prepare_data.py text --source tinyshakespeare.txt
 
 ``alpaca`` is for placement.yaml: the first rows of Alpaca train, the next ones evaluate, in the template of the
 selective placement study (which leaves Alpaca's ``input`` out).  ``metamath`` is for metamath.yaml: the rows that
 peft's method comparison keeps (at most 1,300 characters), in its template; rows drawn with a private seed evaluate.
+``text`` is for allocation.yaml: the lines of a plain text, of which the last tenth evaluates.
 
 ``--source`` takes a local file with the same columns instead of the hub's data set.
 """
@@ -52,6 +54,18 @@ def metamath(source: str, rows: int | None, eval_rows: int) -> tuple[list[Pair],
     return training[:rows], [pairs[row] for row in sorted(held_out)]
 
 
+def text(source: str) -> tuple[str, str]:
+    """Return nine tenths of a text's lines and the last tenth."""
+    path = Path(source)
+    if not path.is_file():
+        raise DataError(f"{source!r} is no file; give a plain text with --source")
+    lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
+    if len(lines) < 10:
+        raise DataError(f"{source!r} has {len(lines)} lines, but a tenth of them evaluates; give a longer text")
+    cut = len(lines) * 9 // 10
+    return "".join(lines[:cut]), "".join(lines[cut:])
+
+
 def write(path: Path, pairs: Sequence[Pair]) -> None:
     """Write one JSON object per line."""
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -64,12 +78,21 @@ def write(path: Path, pairs: Sequence[Pair]) -> None:
 def main() -> None:
     """Prepare what was asked for."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("which", choices=["alpaca", "metamath"])
+    parser.add_argument("which", choices=["alpaca", "metamath", "text"])
     parser.add_argument("--source", help="a file or hub id; tatsu-lab/alpaca and meta-math/MetaMathQA when left out")
     parser.add_argument("--rows", type=int, help="training rows; all there are of metamath, 100 of alpaca")
     parser.add_argument("--eval-rows", type=int, help="evaluation rows; 20 of alpaca, 1000 of metamath")
     parser.add_argument("--output", type=Path, default=Path(__file__).parent / "data")
     given = parser.parse_args()
+    if given.which == "text":
+        if not given.source:
+            raise DataError("which text is to be split; name it with --source")
+        given.output.mkdir(parents=True, exist_ok=True)
+        for part, content in zip(("train", "eval"), text(given.source), strict=True):
+            path = given.output / f"{Path(given.source).stem}_{part}.txt"
+            path.write_text(content, encoding="utf-8")
+            print(f"{path}: {len(content.splitlines())} lines")
+        return
     if given.which == "alpaca":
         rows = given.rows or 100
         training, evaluation = alpaca(given.source or "tatsu-lab/alpaca", rows, given.eval_rows or 20)

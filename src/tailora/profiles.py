@@ -371,12 +371,13 @@ def check_options(signals: Sequence[str], *, until: float | None = None, **given
 def _check_several(signals: Sequence[str], given: Mapping[str, Any]) -> None:
     """Refuse what does not go with signals that take several passes."""
     from tailora.signals import SIGNALS
-    from tailora.signals.newton import iterations_of
+    from tailora.signals.newton import held_out_of, iterations_of
 
     name = next((name for name in signals if SIGNALS[name].solve is not None), None)
     if name is None:
         return
     iterations_of(given.get("options") or {})
+    held_out_of(given.get("options") or {})
     for option, plain in (("until", None), ("resume", None), ("keep_sums", False)):
         if given.get(option, plain) != plain:
             raise UserError(

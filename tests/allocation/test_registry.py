@@ -27,6 +27,8 @@ def make_problem(name, seed=0, n=9, r_max=12, budget_rank=3, dora=False):
         "gradient_spectrum": -np.sort(-rng.lognormal(sigma=2, size=(n, 10)), axis=1),
         "explained_variance": -np.sort(-rng.dirichlet(np.ones(10), size=n), axis=1),
         "intrinsic_dimension": rng.uniform(1, 20, size=(n, 2, 5)),
+        "newton_spectrum": -np.sort(-rng.lognormal(size=(n, 10)), axis=1),
+        "newton_agreement": np.full(n, rng.uniform()),
         "pilot_spectrum": -np.sort(-rng.lognormal(size=(n, 10)), axis=1),
         "pilot_worth": rng.normal(0.5, size=(n, 10)),
     }

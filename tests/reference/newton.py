@@ -50,8 +50,10 @@ class Dense:
         self.inputs = [[] for _ in targets]
         self.outputs = [0.0 for _ in targets]
         self.generator = torch.Generator().manual_seed(seed)
+        self.loss = 0.0
         for batch in batches:
             self._take(batch)
+        self.loss /= self.n
         self.gradient /= self.n
         self.matrix /= self.n
         self.a = [torch.cat(rows).T @ torch.cat(rows) / len(torch.cat(rows)) for rows in self.inputs]
@@ -80,6 +82,8 @@ class Dense:
         jacobian = torch.cat([part.reshape(size, -1) for part in parts], dim=1)
         p = logits.detach().softmax(-1)
         scale, labels = position_weights(self.kind, batch, logits)
+        log_p = logits.detach().log_softmax(-1)
+        self.loss -= float((scale * log_p.gather(-1, labels.clamp(min=0)[..., None])[..., 0]).sum())
         known = torch.nn.functional.one_hot(labels.clamp(min=0), p.shape[-1])
         self.gradient += jacobian.T @ (scale[..., None] * (p - known)).reshape(-1)
         flat, classes = p.reshape(-1, p.shape[-1]), p.shape[-1]
@@ -142,6 +146,11 @@ class Dense:
     def value(self, x):
         """The quadratic model at a step, by the damped matrix."""
         return float(self.gradient @ x + 0.5 * x @ self.matrix @ x + 0.5 * self.damping() * x @ x)
+
+    def best_along(self, x):
+        """What the best multiple of a step takes off the quadratic model; zero where it goes uphill."""
+        slope = float(self.gradient @ x)
+        return slope**2 / (2 * float(x @ self.matrix @ x)) if slope < 0 else 0.0
 
     def spectra(self, x):
         """Singular values of S^1/2 D A^1/2 per target."""

@@ -24,10 +24,13 @@ from tailora.signals.newton import passes
 from tailora.signals.newton.conjugate import minimise
 from tailora.signals.newton.logits import LogitsLoss, draw
 from tailora.signals.newton.objective import Objective
+from tailora.signals.newton.step import held_out_places
 from tailora.targets import find_targets
 
 FOUR = ("llama", "gpt2", "bert", "t5")
 SIGNAL = ("newton_spectrum",)
+BOTH = ("newton_spectrum", "newton_agreement")
+WHOLE = {"newton_held_out": 0}
 
 
 @pytest.fixture
@@ -82,7 +85,9 @@ def test_everything_equals_the_matrices_written_out(name, wide):
         a = moments.inputs[index] / moments.positions[index]
         torch.testing.assert_close(a, dense.a[index], rtol=1e-8, atol=1e-12)
         torch.testing.assert_close(moments.outputs[index] / dense.n, dense.s[index], rtol=1e-8, atol=1e-12)
-    measured = tailora.profile(model, batches, SIGNAL, targets=targets, seed=3, options={"newton_iterations": 5})
+    measured = tailora.profile(
+        model, batches, SIGNAL, targets=targets, seed=3, options={"newton_iterations": 5, **WHOLE}
+    )
     step = dense.conjugate_gradients(5)
     assert measured.meta["newton"]["iterations"] == 5
     assert measured.meta["newton"]["predicted_decrease"] == pytest.approx(-dense.value(step), rel=1e-8)
@@ -135,7 +140,7 @@ def test_enough_iterations_reach_the_minimum(wide):
     model, targets, batches, kind = problem("bert")
     dense = Dense(model, targets, batches, kind)
     exact = dense.solution()
-    found = tailora.profile(model, batches, SIGNAL, targets=targets, options={"newton_iterations": 60})
+    found = tailora.profile(model, batches, SIGNAL, targets=targets, options={"newton_iterations": 60, **WHOLE})
     decreases = found.meta["newton"]["decrease_by_iteration"]
     assert decreases[-1] == pytest.approx(-dense.value(exact), rel=1e-5)
     assert all(later > earlier for earlier, later in itertools.pairwise(decreases))
@@ -159,7 +164,7 @@ def test_conjugate_gradients_end_where_there_is_no_curvature():
 @pytest.mark.parametrize("name", ["llama", "gpt2", "t5", "mixtral", "albert", "opt", "deberta", "vit"])
 def test_every_architecture_has_a_step_that_lowers_the_model(name):
     model = models.build(name)
-    found = tailora.profile(model, models.batches(name), SIGNAL, options={"newton_iterations": 3})
+    found = tailora.profile(model, models.batches(name), SIGNAL, options={"newton_iterations": 3, **WHOLE})
     values, notes = found.signals[SIGNAL[0]], found.meta["newton"]
     experts = [target.kind == "parameter" for target in found.targets]
     assert np.isfinite(values).all()
@@ -325,9 +330,9 @@ def test_operations_without_a_forward_derivative_get_a_sentence():
 
 
 def test_half_precision_goes_the_same_way():
-    coarse = tailora.profile(models.build("bert", dtype=torch.bfloat16), models.batches("bert"), SIGNAL)
+    coarse = tailora.profile(models.build("bert", dtype=torch.bfloat16), models.batches("bert"), SIGNAL, options=WHOLE)
     assert coarse.meta["newton"]["stopped"] == "nothing left to solve"
-    fine = tailora.profile(models.build("bert"), models.batches("bert"), SIGNAL)
+    fine = tailora.profile(models.build("bert"), models.batches("bert"), SIGNAL, options=WHOLE)
     one, two = (np.log((p.signals[SIGNAL[0]] ** 2).sum(axis=1)) for p in (coarse, fine))
     assert np.corrcoef(one, two)[0, 1] > 0.9
 
@@ -340,38 +345,71 @@ def test_planted_ranks_show_where_the_gradient_hides_them():
     found = tailora.profile(problem.base, problem.calibration(), signals, **how)
     scores = {}
     for signal in signals:
-        plan = tailora.plan(found, recipe="newton", budget="r=2", signal=signal)
+        plan = tailora.plan(found, recipe="spectral", budget="r=2", r_max="8x", signal=signal)
         scores[signal] = matches(problem.planted, plan.ranks)["spearman"]
     assert scores["newton_spectrum"] > 0.4 > 0.1 > scores["gradient_spectrum"]
 
 
-@pytest.mark.parametrize("name", ["llama", "gpt2"])
-def test_halves_that_say_the_same_give_the_step_itself(name):
-    """Every direction is worth on one half what it is worth on the other, where both are the same examples."""
-    model, batch, few = models.build(name), models.batches(name)[0], {"options": {"newton_iterations": 4}}
-    alone = tailora.profile(model, [batch], SIGNAL, **few).signals["newton_spectrum"]
-    crossed = tailora.profile(model, [batch, batch], ("newton_cross_spectrum",), **few)
-    found = crossed.signals["newton_cross_spectrum"]
-    known = alone > 1e-3 * alone.max(axis=1, keepdims=True)
-    assert known.any(axis=1).all()
-    np.testing.assert_allclose(found[known], alone[known], rtol=1e-3)
-    assert crossed.meta["newton"]["iterations"] == 4
-    assert [half["iterations"] for half in crossed.meta["newton"]["halves"]] == [4, 4]
-    assert crossed.meta["examples"] == 2 * len(batch["input_ids"])
+@pytest.mark.parametrize("name", FOUR)
+def test_held_out_batches_judge_the_step_by_the_matrices_written_out(name, wide):
+    model, targets, (own, other), kind = problem(name)
+    dense, judge = (Dense(model, targets, [batch], kind, seed=3) for batch in (own, other))
+    how = {"targets": targets, "seed": 3, "options": {"newton_iterations": 5}}
+    found = tailora.profile(model, [own, other], BOTH, **how)
+    steps = [dense.conjugate_gradients(k + 1) for k in range(found.meta["newton"]["iterations"])]
+    gains = [judge.best_along(step) for step in steps]
+    held_out = found.meta["newton"]["held_out"]
+    assert (held_out["batches"], held_out["examples"], found.meta["examples"]) == (1, judge.n, dense.n + judge.n)
+    np.testing.assert_allclose(held_out["gain_by_iteration"], gains, rtol=1e-6, atol=1e-12)
+    chosen = int(np.argmax(gains))
+    assert found.meta["newton"]["chosen"] == chosen + 1
+    agreement = min(1.0, (gains[chosen] / -dense.value(steps[chosen])) ** 0.5)
+    np.testing.assert_allclose(found.signals["newton_agreement"], agreement, rtol=1e-6)
+    for values, target, expected in zip(found.signals[SIGNAL[0]], targets, dense.spectra(steps[chosen]), strict=True):
+        np.testing.assert_allclose(values[: target.max_rank], expected, rtol=1e-6, atol=1e-7 * expected[0])
+    whole = (dense.n * dense.loss + judge.n * judge.loss) / (dense.n + judge.n)
+    assert found.meta["mean_loss"] == pytest.approx(whole, rel=1e-8)
 
 
-def test_one_batch_has_no_halves():
-    with pytest.raises(UserError, match="got 1 batch; give smaller batches"):
-        tailora.profile(models.build("gpt2"), models.batches("gpt2")[:1], ("newton_cross_spectrum",))
+def test_the_iterate_of_most_worth_is_taken():
+    generator = torch.Generator().manual_seed(0)
+    root = torch.randn(9, 9, generator=generator, dtype=torch.float64)
+    h, g = root @ root.T, torch.randn(9, 1, generator=generator, dtype=torch.float64)
+    how = (lambda v: [h @ v[0]], [g], lambda v: [v[0].clone()])
+    said = iter([1.0, 3.0, 2.0, 2.5, 2.9, 3.0, 9.0])
+    found = minimise(*how, 50, judge=lambda step: next(said))
+    assert (found.chosen, found.stopped) == (2, "held-out examples gain no more")
+    assert found.worths == (1.0, 3.0, 2.0, 2.5, 2.9, 3.0)
+    torch.testing.assert_close(found.step[0], minimise(*how, 2).step[0], rtol=0, atol=0)
+    none = minimise(*how, 3, judge=lambda step: 0.0)
+    assert (none.chosen, none.worths) == (1, (0.0, 0.0, 0.0))
 
 
-def test_what_halves_agree_on_is_not_the_labels_noise():
-    problem = build_problem(FAMILIES["labels"](0))
-    how = {"targets": problem.targets, "loss": lab_loss, "check": False, "options": {"newton_iterations": 8}}
-    names = ("newton_spectrum", "newton_cross_spectrum")
-    found = tailora.profile(problem.base, problem.calibration(16), names, **how)
-    scores = {}
-    for signal in names:
-        plan = tailora.plan(found, recipe="newton", budget="r=2", signal=signal)
-        scores[signal] = matches(problem.planted, plan.ranks)["spearman"]
-    assert scores["newton_cross_spectrum"] > 0.3 > scores["newton_spectrum"]
+def test_the_same_examples_agree_and_one_batch_has_nobody_to_ask():
+    model, batch = models.build("gpt2"), models.batches("gpt2")[0]
+    few = {"options": {"newton_iterations": 4}}
+    twice = tailora.profile(model, [batch, batch], BOTH, **few)
+    np.testing.assert_allclose(twice.signals["newton_agreement"], 1.0, rtol=1e-3)
+    assert twice.meta["newton"]["chosen"] == 4
+    alone = tailora.profile(model, [batch], SIGNAL, **few)
+    np.testing.assert_array_equal(alone.signals[SIGNAL[0]], twice.signals[SIGNAL[0]])
+    with pytest.raises(UserError, match=r"got 1 and a share of 0.125; give smaller batches"):
+        tailora.profile(model, [batch], BOTH, **few)
+    with pytest.raises(UserError, match=r"newton_held_out=0.7 must be a share from 0 to 0.5"):
+        tailora.profile(model, [batch, batch], BOTH, options={"newton_held_out": 0.7})
+
+
+def test_which_batches_are_held_out():
+    assert [held_out_places(*how) for how in ((1, 0.5), (2, 0.125), (8, 0.0), (8, 0.25))] == [[], [1], [], [3, 7]]
+
+
+def test_noise_in_the_labels_is_seen_and_leaves_ranks_uniform():
+    agreements = {}
+    for family in ("labels", "sparse"):
+        problem = build_problem(FAMILIES[family](0))
+        how = {"targets": problem.targets, "loss": lab_loss, "check": False, "options": {"newton_iterations": 6}}
+        found = tailora.profile(problem.base, problem.calibration(16), BOTH, **how)
+        agreements[family] = float(found.signals["newton_agreement"][0])
+        ranks = tailora.plan(found, recipe="newton", budget="r=2").ranks.values()
+        assert (max(ranks) > 4) == (family == "sparse"), ranks
+    assert agreements["sparse"] > 0.5 > 0.2 > agreements["labels"]

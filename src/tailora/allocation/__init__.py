@@ -6,6 +6,7 @@ from tailora.allocation.allocate import allocate, rank_limits, unit_costs
 from tailora.allocation.explained_variance import explained_variance, faithful_explained_variance
 from tailora.allocation.explicit import explicit, explicit_ranks
 from tailora.allocation.gelora import faithful_gelora, gelora
+from tailora.allocation.newton import newton
 from tailora.allocation.pilot import pilot
 from tailora.allocation.problem import Allocator, Problem
 from tailora.allocation.proportional import faithful_proportional, proportional
@@ -31,6 +32,12 @@ ALLOCATORS.add(
     Allocator(spectral, needs=("gradient_spectrum",), options=("signal",)),
     summary="gain of the k-th rank = k-th squared singular value of the calibration gradient",
     citation="Tailora; Eckart and Young 1936",
+)
+ALLOCATORS.add(
+    "newton",
+    Allocator(newton, needs=("newton_spectrum", "newton_agreement"), options=("confidence",)),
+    summary="gain of the k-th rank = k-th squared singular value of a Newton step, as far as other examples confirm it",
+    citation="Tailora; Martens 2010, Hessian-free optimization",
 )
 ALLOCATORS.add(
     "pilot",

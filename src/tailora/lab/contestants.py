@@ -99,7 +99,7 @@ def _value(text: str) -> Any:
 
 
 def decide(
-    problem: PlantedProblem, names: Sequence[str], budget: str, *, batch_size: int = 32
+    problem: PlantedProblem, names: Sequence[str], budget: str, *, batch_size: int = 16
 ) -> tuple[list[Decision], dict[str, str]]:
     """Let contestants decide on a problem.
 

@@ -13,8 +13,7 @@ from tailora.signals.fisher_lora_b import fisher_lora_b
 from tailora.signals.gradient_norm import gradient_norm
 from tailora.signals.gradient_spectrum import gradient_cross_spectrum, gradient_spectrum
 from tailora.signals.intrinsic_dimension import intrinsic_dimension
-from tailora.signals.newton.cross import newton_cross_spectrum, solve_newton_cross
-from tailora.signals.newton.spectrum import newton_spectrum, solve_newton
+from tailora.signals.newton.spectrum import newton_agreement, newton_spectrum, solve_agreement, solve_newton
 from tailora.signals.sensitivity import sensitivity
 from tailora.signals.statistics.batch_b import BatchB
 from tailora.signals.statistics.batch_b_elements import BatchBElements
@@ -52,10 +51,10 @@ SIGNALS.add(
     citation="Tailora; Martens and Grosse 2015, K-FAC, arXiv 1503.05671; Martens 2010, Hessian-free optimization",
 )
 SIGNALS.add(
-    "newton_cross_spectrum",
-    Signal(newton_cross_spectrum, (), "root of nats", _MANY, solve=solve_newton_cross),
-    summary="directions of a Newton step on one half of the data, measured on that of the other: what both agree on",
-    citation="Tailora; Martens and Grosse 2015, K-FAC, arXiv 1503.05671; Martens 2010, Hessian-free optimization",
+    "newton_agreement",
+    Signal(newton_agreement, (), "share", _ONE, solve=solve_agreement),
+    summary="how far held-out examples confirm the Newton step, the same for all targets: 0 where it fits noise",
+    citation="Tailora",
 )
 SIGNALS.add(
     "gradient_norm",

@@ -2,6 +2,6 @@
 
 from __future__ import annotations
 
-from tailora.signals.newton.cost import ITERATIONS, iterations_of, passes
+from tailora.signals.newton.options import ITERATIONS, held_out_of, iterations_of, passes
 
-__all__ = ["ITERATIONS", "iterations_of", "passes"]
+__all__ = ["ITERATIONS", "held_out_of", "iterations_of", "passes"]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -40,7 +41,13 @@ class Objective:
     """
 
     def __init__(
-        self, model: nn.Module, targets: Sequence[Target], batches: Sequence[Batch], loss: str | Loss, seed: int
+        self,
+        model: nn.Module,
+        targets: Sequence[Target],
+        batches: Sequence[Batch],
+        loss: str | Loss,
+        seed: int,
+        numbers: Sequence[int] | None = None,
     ) -> None:
         """Look the weights up.
 
@@ -50,19 +57,22 @@ class Objective:
             batches: The calibration batches.
             loss: ``auto``, a name, or a callable.
             seed: Of what is drawn for the outputs' second moments.
+            numbers: The batches' numbers among all of them, for the sentence about one whose loss is not finite.
         """
         self.model, self.targets, self.batches, self.seed = model, targets, batches, seed
         self.names = [f"{target.name}.weight" for target in targets]
         self.weights = [model.get_parameter(name).detach() for name in self.names]
         self.examples, self.mean_loss, self.loss_name = 0, 0.0, ""
+        self._numbers = range(len(batches)) if numbers is None else numbers
         self._loss, self._function, self._labels = loss, None, True
         self._length = sum(float(wide(weight).norm()) ** 2 for weight in self.weights) ** 0.5
 
-    def begin(self, tell: Callable[[int], None]) -> tuple[Vector, Moments]:
+    def begin(self, tell: Callable[[int], None], *, factors: bool = True) -> tuple[Vector, Moments]:
         """Take the gradient of the mean loss and the moments for K-FAC.
 
         Args:
             tell: Called with the number of each batch when it is done, from 1.
+            factors: Whether the moments are taken; they stay zero otherwise.
 
         Returns:
             The gradient in at least float32, and the moments.
@@ -90,18 +100,19 @@ class Objective:
                         "curvature; leave that signal out"
                     )
                 here = LogitsLoss(self.loss_name, function, logits, batch)
-                self._check(here, number, rows)
+                self._check(here, self._numbers[number], rows)
                 counted = self._counted(here.losses, batch)
                 self.mean_loss += float(here.losses[counted].double().sum())
                 self.examples += int(counted.sum())
                 if not logits.requires_grad:
                     continue
                 device = logits.device
-                if device not in generators:
+                if factors and device not in generators:
                     generators[device] = torch.Generator(device).manual_seed(self.seed)
-                drawn = draw(self.loss_name, function, here, batch, generators[device])
                 with _sentences(self.model):
-                    moments.add(watch, logits, drawn.to(logits.dtype), batch, rows)
+                    if factors:
+                        drawn = draw(self.loss_name, function, here, batch, generators[device])
+                        moments.add(watch, logits, drawn.to(logits.dtype), batch, rows)
                     reached |= self._pull(total, logits, leaves, here.gradient)
                 tell(number + 1)
         if not reached or not self.examples:
@@ -123,28 +134,66 @@ class Objective:
             The same shapes, in at least float32.
         """
         total = self._zeros()
-        length = sum(float(matrix.norm()) ** 2 for matrix in vector) ** 0.5
-        if not 0 < length < float("inf"):
-            return [matrix * float("nan") for matrix in vector] if length else total
-        # Tangents of the weights' own size neither overflow nor vanish in half precision; a power of two is exact.
-        scale = 2.0 ** round(torch.log2(torch.tensor(max(self._length, 1e-30) / length, dtype=torch.float64)).item())
+        scale = self._scale(vector)
+        if not scale > 0:
+            return [matrix * scale for matrix in vector]
         assert self._function is not None
         for number, given in enumerate(self.batches):
             batch = on_device(given, self.model)
             leaves = [weight.detach().requires_grad_() for weight in self.weights]
             with _sentences(self.model):
                 with forward_ad.dual_level():
-                    duals = [
-                        forward_ad.make_dual(leaf, (matrix * scale).to(leaf.dtype))
-                        for leaf, matrix in zip(leaves, vector, strict=True)
-                    ]
-                    primal, tangent = forward_ad.unpack_dual(self._outputs(batch, duals).logits)
+                    outputs = self._outputs(batch, self._duals(leaves, vector, scale))
+                    primal, tangent = forward_ad.unpack_dual(outputs.logits)
                 if tangent is not None and primal.requires_grad:
                     here = LogitsLoss(self.loss_name, self._function, primal, batch)
                     pushed = here.product(tangent.detach().to(here.logits.dtype))
                     self._pull(total, primal, leaves, pushed)
             tell(number + 1)
         return [matrix / (scale * self.examples) for matrix in total]
+
+    def curvature(self, vector: Vector, tell: Callable[[int], None]) -> float:
+        """Return the quadratic form of the Gauss-Newton matrix, for which a forward pass is enough.
+
+        Args:
+            vector: One matrix per target, in the parameters' layout.
+            tell: As for ``begin``.
+
+        Returns:
+            ``<D, H D>`` in nats.
+        """
+        total = 0.0
+        scale = self._scale(vector)
+        if not scale:
+            return 0.0
+        assert self._function is not None
+        for number, given in enumerate(self.batches):
+            batch = on_device(given, self.model)
+            with _sentences(self.model), torch.no_grad(), forward_ad.dual_level():
+                primal, tangent = forward_ad.unpack_dual(
+                    self._outputs(batch, self._duals(self.weights, vector, scale)).logits
+                )
+            if tangent is not None:
+                here = LogitsLoss(self.loss_name, self._function, primal, batch)
+                moved = tangent.detach().to(here.logits.dtype)
+                total += float((moved.double() * here.product(moved).double()).sum())
+            tell(number + 1)
+        return total / (scale**2 * self.examples)
+
+    def _scale(self, vector: Vector) -> float:
+        """Return what makes a vector as long as the weights, zero for none, not a number for one without length.
+
+        Tangents of the weights' own size neither overflow nor vanish in half precision; a power of two is exact.
+        """
+        length = sum(float(matrix.norm()) ** 2 for matrix in vector) ** 0.5
+        if not 0 < length < float("inf"):
+            return float("nan") if length else 0.0
+        return 2.0 ** round(math.log2(max(self._length, 1e-30) / length))
+
+    @staticmethod
+    def _duals(weights: Sequence[Tensor], vector: Vector, scale: float) -> list[Tensor]:
+        pairs = zip(weights, vector, strict=True)
+        return [forward_ad.make_dual(weight, (matrix * scale).to(weight.dtype)) for weight, matrix in pairs]
 
     def _outputs(self, batch: Batch, weights: Sequence[Tensor]) -> Any:
         """Run the model with other weights, without labels once they are known to make nothing but its own loss."""
