@@ -140,6 +140,9 @@ def test_the_fingerprint_sees_the_scales(tmp_path, way):
         (text_config, "nf4-double", "dora"),
         (review_config, "torchao", "dora"),
         (review_config, "nf4", "lora-plus"),
+        (text_config, "nf4-double", "pilot"),
+        (review_config, "int8", "pilot"),
+        (text_config, "torchao", "pilot-uniform"),
     ],
 )
 def test_a_run_trains_what_was_planned_and_stock_peft_reloads_it(tmp_path, make, name, recipe):

@@ -17,7 +17,7 @@ from tailora.signals.collect import Collecting, collect
 from tailora.signals.examples import digests, halves_of
 from tailora.signals.fresh_factors import fresh_a
 from tailora.signals.sketches import TestMatrices, add_product, factors, sketch_pays, zeros
-from tailora.signals.statistics.moments import nystrom
+from tailora.signals.statistics.moments import gram, nystrom
 from tailora.signals.weights import matrices
 from tailora.targets import find_targets
 
@@ -346,3 +346,11 @@ def test_unknown_choices_get_a_sentence():
             tailora.profile(model, models.batches("llama"), **change)
     with pytest.raises(UserError, match="until=2"):
         tailora.profile(model, models.batches("llama"), until=2)
+
+
+@pytest.mark.parametrize("size", [5, 255, 256, 300, 520])
+def test_a_symmetric_product_is_the_product(size):
+    rows = torch.randn(70, size, generator=torch.Generator().manual_seed(size), dtype=torch.float64)
+    found = gram(rows)
+    torch.testing.assert_close(found, rows.T @ rows, rtol=1e-12, atol=1e-12)
+    assert torch.equal(found, found.T) or size < 256

@@ -23,7 +23,7 @@ def lab(
         typer.Option(help="Contestants, as in 'spectral,fim-lora' or 'spectral:signal=gradient_cross_spectrum'."),
     ] = None,
     budget: Annotated[str, typer.Option("--budget", "-b", help="What each may spend.")] = "r=2",
-    steps: Annotated[int | None, typer.Option(help="Training steps; default 200, with --quick 100.")] = None,
+    steps: Annotated[int | None, typer.Option(help="Training steps; default 200, with --quick 60.")] = None,
     rates: Annotated[str | None, typer.Option(help="Learning rates that each is trained at.")] = None,
     architecture: Annotated[
         str | None, typer.Option(help="Instead of the family's: llama, gpt2, bert, t5 or a model's folder.")
@@ -79,7 +79,7 @@ def _settings(recipes: str | None, budget: str, steps: int | None, rates: str | 
     return Settings(
         contestants=tuple(names),
         budget=budget,
-        steps=steps if steps is not None else 100 if quick else 200,
+        steps=steps if steps is not None else 60 if quick else 200,
         rates=chosen,
     )
 
