@@ -132,8 +132,10 @@ def eva(model: nn.Module, batches: Batches) -> Work:
     from peft import EvaConfig, LoraConfig, get_peft_model
     from peft.tuners.lora.eva import get_eva_state_dict
 
+    # The linear layers of the blocks: peft's EVA takes no input of one vector an example, such as a pooler's.
+    linear = r".*layers?\.\d+\..*(query|key|value|dense|_proj)"
     config = LoraConfig(
-        r=16, target_modules="all-linear", init_lora_weights="eva", eva_config=EvaConfig(rho=2.0, use_label_mask=False)
+        r=16, target_modules=linear, init_lora_weights="eva", eva_config=EvaConfig(rho=2.0, use_label_mask=False)
     )
     adapted = get_peft_model(model, config, low_cpu_mem_usage=True)
     given = [{key: value for key, value in batch.items() if key != "labels"} for batch in batches]

@@ -45,3 +45,16 @@ def test_metamath_rows_are_short_and_held_out_ones_do_not_train(monkeypatch, tmp
     assert not set(prompts[0]) & set(prompts[1])
     assert "Question: q3 Think step by step.\nAnswer:" not in [*prompts[0], *prompts[1]]
     assert all(prompt.endswith(" Think step by step.\nAnswer:") for prompt in prompts[0])
+
+
+def test_a_text_is_cut_in_two_parts(monkeypatch, tmp_path):
+    source = tmp_path / "play.txt"
+    source.write_text("".join(f"line {i}\n" for i in range(25)))
+    prepare(monkeypatch, "text", "--source", source, "--output", tmp_path / "out")
+    training, evaluation = ((tmp_path / "out" / f"play_{part}.txt").read_text() for part in ("train", "eval"))
+    assert training + evaluation == source.read_text()
+    assert evaluation.splitlines() == ["line 22", "line 23", "line 24"]
+    with pytest.raises(SystemExit, match="name it with --source"):
+        prepare(monkeypatch, "text", "--output", tmp_path)
+    with pytest.raises(SystemExit, match="is no file"):
+        prepare(monkeypatch, "text", "--source", tmp_path / "none.txt", "--output", tmp_path)

@@ -18,8 +18,8 @@ STUDIES = REPOSITORY / "examples" / "studies"
 # File, scale, runs that search, final runs; the table of docs/studies-ready.md.
 SIZES = {
     ("allocation", "full"): (360, 450),
-    ("allocation", "encoder"): (240, 300),
-    ("allocation", "language"): (120, 150),
+    ("allocation", "encoder"): (360, 450),
+    ("allocation", "language"): (360, 450),
     ("allocation", "small"): (0, 28),
     ("fim_lora_glue", "full"): (0, 384),
     ("fim_lora_glue", "fair"): (512, 640),

@@ -116,14 +116,13 @@ def step_towards(
         gradient, moments = problem.begin(progress.one)
         factors = moments.factors(problem.examples)
         damping = RELATIVE_DAMPING * sum(f.size for f in factors) / sum(matrix.numel() for matrix in gradient)
-        held_out, judge = None, None
-        if aside:
-            held_out = others = objective(aside)
-            slope, _ = others.begin(progress.one, factors=False)
+        held_out = objective(aside) if aside else None
+        slope = held_out.begin(progress.one, factors=False)[0] if held_out is not None else []
 
-            def judge(vector: Vector) -> float:
-                down, curvature = -inner(slope, vector), others.curvature(vector, progress.one)
-                return down**2 / (2 * curvature) if down > 0 and curvature > 0 else 0.0
+        def judge(vector: Vector) -> float:
+            assert held_out is not None
+            down, curvature = -inner(slope, vector), held_out.curvature(vector, progress.one)
+            return down**2 / (2 * curvature) if down > 0 and curvature > 0 else 0.0
 
         def product(vector: Vector) -> Vector:
             curved = problem.product(vector, progress.one)
@@ -134,7 +133,8 @@ def step_towards(
             return [oriented(target, factor.divided(oriented(target, matrix))) for target, factor, matrix in parts]
 
         rounding = max(torch.finfo(weight.dtype).eps for weight in problem.weights)
-        found = minimise(product, gradient, precondition, iterations_of(context.options), rounding, judge)
+        asked = judge if aside else None
+        found = minimise(product, gradient, precondition, iterations_of(context.options), rounding, asked)
         parts = zip(targets, factors, found.step, strict=True)
         measured = [factor.weighed(oriented(target, matrix)) for target, factor, matrix in parts]
     progress.end()
