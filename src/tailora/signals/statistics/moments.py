@@ -144,7 +144,8 @@ class Moments(Statistic):
             if same and tensor.shape == vectors.shape and version == vectors._version:
                 return sums
         flat = wide(vectors).flatten(0, 1)
-        if real is None:
+        # A look at the mask saves a copy; on a GPU it would wait for what is still under way.
+        if real is None or (flat.device.type == "cpu" and bool(real.all())):
             count = torch.tensor(len(flat), device=flat.device)
         else:
             # Zeros add nothing, and a product is cheaper than cutting rows out.
