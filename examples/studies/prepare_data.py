@@ -54,7 +54,7 @@ def metamath(source: str, rows: int | None, eval_rows: int) -> tuple[list[Pair],
     return training[:rows], [pairs[row] for row in sorted(held_out)]
 
 
-def text(source: str) -> tuple[str, str]:
+def text(source: str) -> tuple[list[str], list[str]]:
     """Return nine tenths of a text's lines and the last tenth."""
     path = Path(source)
     if not path.is_file():
@@ -63,23 +63,29 @@ def text(source: str) -> tuple[str, str]:
     if len(lines) < 10:
         raise DataError(f"{source!r} has {len(lines)} lines, but a tenth of them evaluates; give a longer text")
     cut = len(lines) * 9 // 10
-    return "".join(lines[:cut]), "".join(lines[cut:])
+    return lines[:cut], lines[cut:]
 
 
-def write(path: Path, pairs: Sequence[Pair]) -> None:
+def write_pairs(path: Path, pairs: Sequence[Pair]) -> None:
     """Write one JSON object per line."""
-    path.parent.mkdir(parents=True, exist_ok=True)
     rows = [{"prompt": prompt, "completion": completion} for prompt, completion in pairs]
-    lines = [json.dumps(row, ensure_ascii=False) for row in rows]
-    path.write_text("\n".join(lines) + "\n", encoding="utf-8")
-    print(f"{path}: {len(pairs)} rows")
+    write(path, [json.dumps(row, ensure_ascii=False) + "\n" for row in rows], "rows")
+
+
+def write(path: Path, lines: Sequence[str], unit: str) -> None:
+    """Write lines and say how many."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text("".join(lines), encoding="utf-8")
+    print(f"{path}: {len(lines)} {unit}")
 
 
 def main() -> None:
     """Prepare what was asked for."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("which", choices=["alpaca", "metamath", "text"])
-    parser.add_argument("--source", help="a file or hub id; tatsu-lab/alpaca and meta-math/MetaMathQA when left out")
+    parser.add_argument(
+        "--source", help="a file or hub id; tatsu-lab/alpaca and meta-math/MetaMathQA when left out; of text a file"
+    )
     parser.add_argument("--rows", type=int, help="training rows; all there are of metamath, 100 of alpaca")
     parser.add_argument("--eval-rows", type=int, help="evaluation rows; 20 of alpaca, 1000 of metamath")
     parser.add_argument("--output", type=Path, default=Path(__file__).parent / "data")
@@ -87,11 +93,8 @@ def main() -> None:
     if given.which == "text":
         if not given.source:
             raise DataError("which text is to be split; name it with --source")
-        given.output.mkdir(parents=True, exist_ok=True)
-        for part, content in zip(("train", "eval"), text(given.source), strict=True):
-            path = given.output / f"{Path(given.source).stem}_{part}.txt"
-            path.write_text(content, encoding="utf-8")
-            print(f"{path}: {len(content.splitlines())} lines")
+        for part, lines in zip(("train", "eval"), text(given.source), strict=True):
+            write(given.output / f"{Path(given.source).stem}_{part}.txt", lines, "lines")
         return
     if given.which == "alpaca":
         rows = given.rows or 100
@@ -100,8 +103,8 @@ def main() -> None:
     else:
         training, evaluation = metamath(given.source or "meta-math/MetaMathQA", given.rows, given.eval_rows or 1000)
         stem = "metamath"
-    write(given.output / f"{stem}_train.jsonl", training)
-    write(given.output / f"{stem}_eval.jsonl", evaluation)
+    write_pairs(given.output / f"{stem}_train.jsonl", training)
+    write_pairs(given.output / f"{stem}_eval.jsonl", evaluation)
 
 
 if __name__ == "__main__":

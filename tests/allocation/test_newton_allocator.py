@@ -11,8 +11,8 @@ from tailora.errors import UserError
 from tailora.targets import Target
 
 
-def problem(agreement, options=None, scale=1.0):
-    shapes = [(32, 32), (80, 32), (32, 80), (32, 32)]
+def problem(agreement, options=None, scale=1.0, small=False):
+    shapes = [(32, 32), (80, 32), (32, 80), (6 if small else 32, 32)]
     targets = tuple(
         Target(name=f"layers.{i}.weight", kind="linear", shape=shape, role="attention.query", depth=i)
         for i, shape in enumerate(shapes)
@@ -45,10 +45,13 @@ def test_between_them_ranks_move_from_one_to_the_other():
 
 
 def test_gain_per_parameter_is_shared_where_a_target_is_too_small_for_a_rank():
-    given = problem(0.0)
+    given = problem(0.0, small=True)
     gains = ALLOCATORS["newton"].gains(given) / given.unit_costs
     assert (np.ptp(gains, axis=0) < 1e-12 * gains[0]).all()
     assert (np.diff(gains, axis=1) <= 0).all()
+    worth = given.signals["newton_spectrum"][:, :16] ** 2 / given.unit_costs
+    wanted = [worth[: 4 if k < 6 else 3, k].mean() for k in range(16)]
+    np.testing.assert_allclose(gains[0], np.minimum.accumulate(wanted), rtol=1e-6)
 
 
 @pytest.mark.parametrize("confidence", [-0.1, 1.5, True, "much"])

@@ -22,6 +22,7 @@ from tailora.placement import select
 from tailora.signals.losses import LOSSES
 from tailora.signals.newton import passes
 from tailora.signals.newton.conjugate import minimise
+from tailora.signals.newton.factors import Moments
 from tailora.signals.newton.logits import LogitsLoss, draw
 from tailora.signals.newton.objective import Objective
 from tailora.signals.newton.step import held_out_places
@@ -71,13 +72,14 @@ def test_everything_equals_the_matrices_written_out(name, wide):
     dense = Dense(model, targets, batches, kind, seed=3)
     objective = Objective(quiet(model), targets, batches, "auto", seed=3)
     with torch.enable_grad():
-        gradient, moments = objective.begin(lambda done: None)
+        moments = Moments(targets, objective.weights)
+        gradient = objective.begin(lambda: None, moments)
         assert objective.examples == dense.n == 3
         assert objective.loss_name == kind
         flat = torch.cat([matrix.reshape(-1) for matrix in gradient])
         torch.testing.assert_close(flat, dense.gradient, rtol=1e-8, atol=1e-12)
         vector = torch.randn(len(flat), generator=torch.Generator().manual_seed(7), dtype=torch.float64)
-        curved = objective.product(dense.split(vector), lambda done: None)
+        curved = objective.product(dense.split(vector), lambda: None)
     wanted = dense.matrix @ vector
     found = torch.cat([matrix.reshape(-1) for matrix in curved])
     assert float((found - wanted).norm()) < 1e-8 * float(wanted.norm())

@@ -34,11 +34,12 @@ def test_on_the_command_line(tmp_path, capsys):
 
 @pytest.mark.parametrize("make", [review_config, text_config])
 def test_a_run(make, tmp_path):
-    config = make(tmp_path, recipe="newton", training={"max_steps": 2, "save_steps": 2})
+    config = make(tmp_path, recipe="newton", allocation={"confidence": 1}, training={"max_steps": 2, "save_steps": 2})
     folder = execute(config)
     plan = Plan.load(folder / "plan.json")
     assert plan.recipe.signals == (*SIGNAL, "newton_agreement")
     assert plan.total_params <= plan.budget_params
+    assert len(set(plan.ranks.values())) > 1
     assert is_done(config)
 
 

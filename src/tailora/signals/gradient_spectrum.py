@@ -70,13 +70,13 @@ def gradient_cross_spectrum(context: Context, statistics: Any) -> np.ndarray:
             continue
         first, second = gradient.mean(index, 0), gradient.mean(index, 1)
         if first is not None and second is not None:
-            both = cross_measured(first, second)
+            both = _cross_measured(first, second)
             signed = (both.sign() * both.square()).sum(dim=0)
             _fill(spectra, index, signed.sign() * signed.abs().sqrt())
     return spectra
 
 
-def cross_measured(first: Tensor, second: Tensor) -> Tensor:
+def _cross_measured(first: Tensor, second: Tensor) -> Tensor:
     """Return ``u_k^T G v_k`` per expert, singular directions of each half on the other one, averaged.
 
     With the eigenvectors ``v`` of ``C^T C``, ``u_k = C v_k / sigma_k``, so ``u_k^T D v_k = v_k^T C^T D v_k / sigma_k``:

@@ -67,25 +67,24 @@ class Objective:
         self._loss, self._function, self._labels = loss, None, True
         self._length = sum(float(wide(weight).norm()) ** 2 for weight in self.weights) ** 0.5
 
-    def begin(self, tell: Callable[[int], None], *, factors: bool = True) -> tuple[Vector, Moments]:
-        """Take the gradient of the mean loss and the moments for K-FAC.
+    def begin(self, tell: Callable[[], None], moments: Moments | None = None) -> Vector:
+        """Take the gradient of the mean loss, and the moments for K-FAC where they are wanted.
 
         Args:
-            tell: Called with the number of each batch when it is done, from 1.
-            factors: Whether the moments are taken; they stay zero otherwise.
+            tell: Called when a batch is done.
+            moments: What the moments are added to.
 
         Returns:
-            The gradient in at least float32, and the moments.
+            The gradient in at least float32.
 
         Raises:
             ProfileError: A loss is not finite, or reaches no target.
             UserError: The loss or the batches cannot be used.
         """
         total = self._zeros()
-        moments = Moments(self.targets, self.weights)
         reached = False
         generators: dict[torch.device, torch.Generator] = {}
-        with Watch(self.model, self.targets) as watch:
+        with Watch(self.model, () if moments is None else self.targets) as watch:
             for number, given in enumerate(self.batches):
                 batch, rows = on_device(given, self.model), count_examples(for_model(given))
                 leaves = [weight.detach().requires_grad_() for weight in self.weights]
@@ -107,20 +106,20 @@ class Objective:
                 if not logits.requires_grad:
                     continue
                 device = logits.device
-                if factors and device not in generators:
+                if device not in generators:
                     generators[device] = torch.Generator(device).manual_seed(self.seed)
                 with _sentences(self.model):
-                    if factors:
+                    if moments is not None:
                         drawn = draw(self.loss_name, function, here, batch, generators[device])
                         moments.add(watch, logits, drawn.to(logits.dtype), batch, rows)
                     reached |= self._pull(total, logits, leaves, here.gradient)
-                tell(number + 1)
+                tell()
         if not reached or not self.examples:
             raise ProfileError("the loss reaches none of the targets; do the labels belong to this model?")
         self.mean_loss /= self.examples
-        return [matrix / self.examples for matrix in total], moments
+        return [matrix / self.examples for matrix in total]
 
-    def product(self, vector: Vector, tell: Callable[[int], None]) -> Vector:
+    def product(self, vector: Vector, tell: Callable[[], None]) -> Vector:
         """Return the Gauss-Newton matrix ``1/N sum J^T H_L J`` over all targets together times a vector.
 
         J's product comes from forward-mode differentiation, and the same pass leaves the graph for its transpose
@@ -133,12 +132,12 @@ class Objective:
         Returns:
             The same shapes, in at least float32.
         """
-        total = self._zeros()
         scale = self._scale(vector)
         if not scale > 0:
             return [matrix * scale for matrix in vector]
+        total = self._zeros()
         assert self._function is not None
-        for number, given in enumerate(self.batches):
+        for given in self.batches:
             batch = on_device(given, self.model)
             leaves = [weight.detach().requires_grad_() for weight in self.weights]
             with _sentences(self.model):
@@ -149,10 +148,10 @@ class Objective:
                     here = LogitsLoss(self.loss_name, self._function, primal, batch)
                     pushed = here.product(tangent.detach().to(here.logits.dtype))
                     self._pull(total, primal, leaves, pushed)
-            tell(number + 1)
+            tell()
         return [matrix / (scale * self.examples) for matrix in total]
 
-    def curvature(self, vector: Vector, tell: Callable[[int], None]) -> float:
+    def curvature(self, vector: Vector, tell: Callable[[], None]) -> float:
         """Return the quadratic form of the Gauss-Newton matrix, for which a forward pass is enough.
 
         Args:
@@ -167,7 +166,7 @@ class Objective:
         if not scale:
             return 0.0
         assert self._function is not None
-        for number, given in enumerate(self.batches):
+        for given in self.batches:
             batch = on_device(given, self.model)
             with _sentences(self.model), torch.no_grad(), forward_ad.dual_level():
                 primal, tangent = forward_ad.unpack_dual(
@@ -177,7 +176,7 @@ class Objective:
                 here = LogitsLoss(self.loss_name, self._function, primal, batch)
                 moved = tangent.detach().to(here.logits.dtype)
                 total += float((moved.double() * here.product(moved).double()).sum())
-            tell(number + 1)
+            tell()
         return total / (scale**2 * self.examples)
 
     def _scale(self, vector: Vector) -> float:

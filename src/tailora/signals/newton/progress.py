@@ -31,8 +31,8 @@ class Progress:
         examples = sum(count_examples(for_model(batch)) for batch in batches)
         return cls(how.progress, iterations_of(context.options) + 1, len(batches), examples)
 
-    def one(self, number: int) -> None:
-        """Count a batch; its number within a round is not looked at."""
+    def one(self) -> None:
+        """Count a batch."""
         self._done += 1
         if self._tell is not None:
             self._tell(int(min(1.0, self._done / self._all) * self._examples))

@@ -10,7 +10,7 @@ import numpy as np
 from tailora.errors import UserError
 from tailora.signals.base import Context, Solved
 from tailora.signals.gradient_spectrum import MAX_VALUES, singular_values
-from tailora.signals.newton.options import held_out_of
+from tailora.signals.newton.options import HELD_OUT, held_out_of
 from tailora.signals.newton.progress import Progress
 from tailora.signals.newton.solvable import refuse, solvable
 from tailora.signals.newton.step import Step, held_out_places, step_towards
@@ -71,9 +71,10 @@ def solve_newton(context: Context, batches: Sequence[Mapping[str, Any]], how: An
         UserError: No target, loss or batch that this works for.
     """
     found, chosen, left_out = _solution(context, batches, how, NAME)
-    values = np.zeros((len(context.targets), width_of(context)), dtype=np.float64)
+    width = min(MAX_VALUES, max((target.max_rank for target in context.targets), default=0))
+    values = np.zeros((len(context.targets), width), dtype=np.float64)
     for index, matrix in zip(chosen, found.measured, strict=True):
-        spectrum = singular_values(matrix[None])[0].cpu().numpy()[: values.shape[1]]
+        spectrum = singular_values(matrix[None])[0].cpu().numpy()[:width]
         values[index, : len(spectrum)] = spectrum
     return _solved(values, found, len(batches), left_out)
 
@@ -99,7 +100,7 @@ def solve_agreement(context: Context, batches: Sequence[Mapping[str, Any]], how:
     if not held_out_places(len(batches), held_out_of(context.options)):
         raise UserError(
             f"signal {AGREEMENT!r} holds some of the calibration batches out and got {len(batches)} and a share of "
-            f"{held_out_of(context.options):g}; give smaller batches, or a share such as newton_held_out=0.125"
+            f"{held_out_of(context.options):g}; give smaller batches, or a share such as newton_held_out={HELD_OUT}"
         )
     found, _, left_out = _solution(context, batches, how, AGREEMENT)
     return _solved(np.full(len(context.targets), found.agreement), found, len(batches), left_out)
@@ -122,8 +123,3 @@ def _solution(
 def _solved(values: np.ndarray, found: Step, batches: int, left_out: str) -> Solved:
     notes = {"newton": {**found.notes(), "left_as_they_are": left_out}}
     return Solved(values, found.examples, batches, found.problem.loss_name, found.mean_loss, notes)
-
-
-def width_of(context: Context) -> int:
-    """Return how many values are kept per target."""
-    return min(MAX_VALUES, max((target.max_rank for target in context.targets), default=0))

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from tailora.signals.base import Context
 from tailora.signals.newton.conjugate import Solution, Vector, inner, minimise
+from tailora.signals.newton.factors import Moments
 from tailora.signals.newton.objective import Objective
 from tailora.signals.newton.options import held_out_of, iterations_of, passes
 from tailora.signals.newton.progress import Progress
@@ -113,11 +114,12 @@ def step_towards(
 
     with undisturbed(context.model, {}), torch.enable_grad():
         problem = objective(own)
-        gradient, moments = problem.begin(progress.one)
+        moments = Moments(targets, problem.weights)
+        gradient = problem.begin(progress.one, moments)
         factors = moments.factors(problem.examples)
         damping = RELATIVE_DAMPING * sum(f.size for f in factors) / sum(matrix.numel() for matrix in gradient)
         held_out = objective(aside) if aside else None
-        slope = held_out.begin(progress.one, factors=False)[0] if held_out is not None else []
+        slope = held_out.begin(progress.one) if held_out is not None else []
 
         def judge(vector: Vector) -> float:
             assert held_out is not None
