@@ -1,6 +1,6 @@
 """What the exact per-example Fisher costs, and which ways of taking it are wrong.
 
-Run: python benchmarks/profile.py [SECTION ...] [--rounds 7] [--threads 2]
+Run: python benchmarks/profile.py [SECTION ...] [--rounds 7] [--threads 2] [--models "BERT 768,Llama 1024"]
 
 Every round measures every row once, in a new order; a row's ratio is the median over rounds of its time divided by the
 floor's of the same round.  The floor is one plain forward and backward pass of the same batches in which only the LoRA
@@ -69,7 +69,35 @@ def llama() -> nn.Module:
     return adapted(tf.LlamaForCausalLM(config))
 
 
-BUILT = {"BERT 384/6L": (bert, True), "Llama 256/8L": (llama, False)}
+def wide_bert() -> nn.Module:
+    """Return a BERT of 4 layers of BERT-base's own width."""
+    torch.manual_seed(0)
+    config = tf.BertConfig(hidden_size=768, num_hidden_layers=4, num_attention_heads=12, intermediate_size=3072)
+    return adapted(tf.BertForSequenceClassification(config))
+
+
+def wide_llama() -> nn.Module:
+    """Return a Llama of 4 layers and width 1,024."""
+    torch.manual_seed(0)
+    config = tf.LlamaConfig(
+        vocab_size=2048,
+        hidden_size=1024,
+        num_hidden_layers=4,
+        num_attention_heads=16,
+        num_key_value_heads=8,
+        intermediate_size=2816,
+    )
+    return adapted(tf.LlamaForCausalLM(config))
+
+
+ALL_MODELS = {
+    "BERT 384/6L": (bert, True),
+    "Llama 256/8L": (llama, False),
+    "BERT 768/4L": (wide_bert, True),
+    "Llama 1024/4L": (wide_llama, False),
+}
+BUILT: dict[str, tuple[Callable[[], nn.Module], bool]] = {}
+"""Those that were asked for."""
 
 
 def batch_of(size: int, tokens: int, classifies: bool, lengths: list[int] | None = None) -> dict[str, torch.Tensor]:
@@ -413,7 +441,10 @@ def main() -> None:
     parser.add_argument("sections", nargs="*", help=", ".join(SECTIONS))
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
+    parser.add_argument("--models", default="", help="beginnings of their names, joined by commas; all by default")
     given = parser.parse_args()
+    starts = tuple(given.models.split(","))
+    BUILT.update((name, made) for name, made in ALL_MODELS.items() if name.startswith(starts))
     torch.set_num_threads(given.threads)
     warnings.simplefilter("ignore")
     print(f"torch {torch.__version__}, {given.threads} threads, load {os.getloadavg()[0]:.1f}, {given.rounds} rounds")

@@ -81,6 +81,14 @@ def test_numbers_agree_with_each_other(review_run, text_run):
             assert all(value >= 0 for value in values.values())
 
 
+def test_what_a_recipe_reads_is_kept_with_what_is_always_measured(tmp_path, review_run):
+    assert set(load(review_run[1], "signals")) == {"fisher", "gradient_spectrum"}
+    signals = load(execute(review_config(tmp_path, recipe="newton")), "signals")
+    assert set(signals) == {"fisher", "gradient_spectrum", "newton_spectrum", "newton_agreement"}
+    assert len(set(signals["newton_agreement"].values())) == 1
+    assert len(set(signals["newton_spectrum"].values())) > 1
+
+
 def test_classification_scores(review_run):
     _, folder = review_run
     scores, records = load(folder, "scores"), read_rows(folder / "predictions.jsonl")

@@ -192,7 +192,7 @@ def _stages(work: _Work, profile: Profile | None, started: float) -> None:
     """Profile, plan, train and evaluate; write every file but the status."""
     with work.timed("profile"):
         profile = profile or _profile(work)
-        work.write("signals.json", summarise(profile))
+        work.write("signals.json", summarise(profile, work.recipe.profiled_signals))
     pilot = _pilot(work, profile)
     with work.timed("plan"):
         plan = _plan(work, pilot.profile if pilot else profile)

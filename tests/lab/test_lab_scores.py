@@ -15,7 +15,7 @@ from tailora.lab.contestants import contestant_names, decide, read_contestant
 from tailora.lab.families import FAMILIES
 from tailora.lab.oracle import oracle_gains, oracle_ranks
 from tailora.lab.problems import build
-from tailora.lab.results import as_json, left_out, rows_csv, rows_of
+from tailora.lab.results import as_json, at_the_edge, left_out, rows_csv, rows_of
 from tailora.lab.score import gap_closed, matches, ratio_interval, spearman, student_interval
 from tailora.plans import plan
 
@@ -174,3 +174,20 @@ def test_rows():
     lines = list(csv.DictReader(io.StringIO(rows_csv(rows_of(records)))))
     assert len(lines) == 6
     assert float(next(x for x in lines if x["contestant"] == "spectral")["loss"]) == pytest.approx(0.035)
+
+
+def test_a_grid_that_ended_too_soon_is_told():
+    def searched(rates, **chosen):
+        found = record("labels", 0, **dict.fromkeys(chosen, 0.02))
+        for name, rate in chosen.items():
+            found["contestants"][name]["rate"] = rate
+        return found | {"settings": {"rates": rates}}
+
+    grid = [0.01, 0.02, 0.04]
+    records = [searched(grid, lora=0.01, oracle=0.02, pilot=0.04), searched(grid, lora=0.02, oracle=0.02, pilot=0.04)]
+    low, high = at_the_edge(records)
+    assert low.startswith("labels: the lowest learning rate, 0.01, was the best for lora on half of the problems")
+    assert "lower ones may be better" in low
+    assert high.startswith("labels: the highest learning rate, 0.04, was the best for pilot on")
+    assert at_the_edge([searched(grid, lora=0.02, oracle=0.02)]) == []
+    assert at_the_edge([searched([0.02], lora=0.02, oracle=0.02)]) == [], "nobody was asked to search"

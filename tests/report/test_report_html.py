@@ -146,7 +146,8 @@ def test_data_is_escaped_everywhere(tmp_path):
         plan = json.loads((folder / "plan.json").read_text())
         plan["targets"][0] |= {"name": evil, "role": evil, "stack": evil}
         (folder / "plan.json").write_text(json.dumps(plan))
-        signals = {evil: {target["name"]: 1.0 for target in plan["targets"]}}
+        names = [target["name"] for target in plan["targets"]]
+        signals = {evil: {name: place for place, name in enumerate(names)}, evil + "2": dict.fromkeys(names, 1.0)}
         (folder / "signals.json").write_text(json.dumps(signals))
         (folder / "environment.json").write_text(json.dumps({evil: evil, "x\u0000y\ud800": "\u0007"}))
         scores = json.loads((folder / "scores.json").read_text())
@@ -160,6 +161,17 @@ def test_data_is_escaped_everywhere(tmp_path):
     for figure in re.findall(r"<svg.*?</svg>", text, flags=re.DOTALL):
         ET.fromstring(figure)
     assert "<script" not in (tmp_path / "runs" / "report.md").read_text().replace(r"\<script", "")
+
+
+def test_a_signal_of_the_whole_model_is_a_sentence_and_no_map(tmp_path):
+    folder = write_run(tmp_path / "runs", "newton")
+    signals = json.loads((folder / "signals.json").read_text())
+    names = list(next(iter(signals.values())))
+    (folder / "signals.json").write_text(json.dumps({**signals, "newton_agreement": dict.fromkeys(names, 0.51)}))
+    text = write_report(tmp_path / "runs").read_text()
+    assert "The same for all targets: newton agreement 0.51 (by newton, seed 0)." in text
+    assert "fisher" in text
+    assert text.count("newton agreement") == 1
 
 
 def test_two_stacks_and_a_language_model(t5_study, tmp_path):

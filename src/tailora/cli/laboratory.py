@@ -61,8 +61,11 @@ def lab(
         print_json({"report": str(page), **results_json(records, rows)})
         return
     _show(rows)
-    for name, entry in results_json(records, rows)["left_out"].items():
+    found = results_json(records, rows)
+    for name, entry in found["left_out"].items():
         say(f"tailora: {name} could not decide on {entry['problems']} of {len(records)} problems: {entry['reason']}")
+    for warning in found["warnings"]:
+        say(f"tailora: {warning}")
     print(f"report: {page}")
 
 

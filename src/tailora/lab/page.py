@@ -11,7 +11,7 @@ from tailora.artifacts import write_json, write_text
 from tailora.lab.contestants import ORACLE, UNIFORM
 from tailora.lab.families import FAMILIES
 from tailora.lab.figures import gap_figure
-from tailora.lab.results import Record, Row, as_json, left_out, rows_csv, rows_of
+from tailora.lab.results import Record, Row, as_json, at_the_edge, left_out, rows_csv, rows_of
 from tailora.lab.score import Interval
 from tailora.report import formats
 from tailora.report.heatmaps import rank_heat_map
@@ -45,6 +45,7 @@ def results_json(records: Sequence[Record], rows: Sequence[Row]) -> dict[str, An
         "problems": len(records),
         "rows": [as_json(row) for row in rows],
         "left_out": {name: {"problems": count, "reason": why} for name, (count, why) in left_out(records).items()},
+        "warnings": at_the_edge(records),
     }
 
 
@@ -74,6 +75,7 @@ def render(records: Sequence[Record], rows: Sequence[Row]) -> str:
         families=[_family(name, number, records, rows) for number, name in enumerate(families)],
         left_out=[(name, count, why) for name, (count, why) in left_out(records).items()],
         problems=[_problem(record) for record in records],
+        warnings=at_the_edge(records),
     )
 
 

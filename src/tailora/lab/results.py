@@ -11,6 +11,7 @@ from typing import Any
 
 from tailora.lab.contestants import ORACLE, UNIFORM
 from tailora.lab.score import Interval, gap_closed, matches, ratio_interval, student_interval
+from tailora.report.formats import series
 
 Record = Mapping[str, Any]
 
@@ -103,6 +104,36 @@ def left_out(records: Sequence[Record]) -> dict[str, tuple[int, str]]:
             count, first = found.get(name, (0, reason))
             found[name] = (count + 1, first)
     return found
+
+
+def at_the_edge(records: Sequence[Record]) -> list[str]:
+    """Say where the grid of learning rates ended too soon.
+
+    Args:
+        records: What ``run_lab`` returned.
+
+    Returns:
+        One sentence for each family and end of the grid at which somebody's best rate lay on half of the problems or
+        more; none where the grid has fewer than three rates, since then nobody was asked to search.
+    """
+    found = []
+    for family in dict.fromkeys(record["spec"]["family"] for record in records):
+        own = [record for record in records if record["spec"]["family"] == family]
+        rates = sorted(own[0]["settings"]["rates"])
+        for rate, end, word in ((rates[0], "lowest", "lower"), (rates[-1], "highest", "higher")):
+            names = dict.fromkeys(name for record in own for name in record["contestants"])
+            there = [name for name in names if _often(own, name, rate)]
+            if there and len(rates) > 2:
+                found.append(
+                    f"{family}: the {end} learning rate, {rate:g}, was the best for {series(there)} on half of the "
+                    f"problems or more; {word} ones may be better still, so add some with --rates"
+                )
+    return found
+
+
+def _often(records: Sequence[Record], name: str, rate: float) -> bool:
+    chosen = [record["contestants"][name]["rate"] for record in records if name in record["contestants"]]
+    return 2 * sum(own == rate for own in chosen) >= len(chosen)
 
 
 def as_json(row: Row) -> dict[str, Any]:

@@ -166,14 +166,27 @@ def _maps(group: Group, prefix: str, seen: list[dict[str, float]], order: Sequen
             if values and values not in seen:
                 measured.setdefault(name, (run, values))
     seen += [values for _, values in measured.values()]
-    signals = []
+    signals, constants = [], []
     for number, (name, (run, values)) in enumerate(sorted(measured.items())):
         shown = name.replace("_", " ")
+        if len(values) > 1 and len(set(values.values())) == 1:
+            # Of the whole model rather than of a target, such as newton's agreement: a map would be of one colour.
+            constants.append(
+                f"{shown} {formats.number(next(iter(values.values())))} (by {run.recipe}, seed {run.seed})"
+            )
+            continue
         svg = signal_heat_map(run.plan, values, name=f"{prefix}-signal-{number}", label=shown)
         signals.append(card(shown, f"Measured before training by {run.recipe}, seed {run.seed}.", svg))
     crowded = any(grid.crowded for grid in grids)
     width = column_width(ranks)
-    return {"group": group, "ranks": ranks, "signals": signals, "crowded": crowded, "width": width}
+    return {
+        "group": group,
+        "ranks": ranks,
+        "signals": signals,
+        "constants": constants,
+        "crowded": crowded,
+        "width": width,
+    }
 
 
 def _curves(group: Group, prefix: str, order: Sequence[str]) -> dict[str, Any]:

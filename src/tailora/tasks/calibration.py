@@ -230,16 +230,25 @@ def calibration_batches(config: RunConfig, prepared: Prepared) -> list[dict[str,
     )
 
 
-def summarise(profile: Profile) -> dict[str, dict[str, float]]:
+def summarise(profile: Profile, read: Sequence[str] = ()) -> dict[str, dict[str, float]]:
     """Return one number per target and signal, for heat maps.
 
     Args:
         profile: The profile.
+        read: Signals that the recipe reads, besides ``ALWAYS_MEASURED``.
 
     Returns:
-        Signal -> target -> value; a spectrum counts with the sum of its squared singular values.
+        Signal -> target -> value; a spectrum counts with the sum of its squared singular values. What has several
+        numbers of a target and is no spectrum is left out.
     """
-    return {name: profile.scalar(name) for name in ALWAYS_MEASURED if name in profile.signals}
+    wanted = dict.fromkeys((*ALWAYS_MEASURED, *read))
+    drawn = (name for name in wanted if name in profile.signals)
+    return {name: profile.scalar(name) for name in drawn if _one_number(name, profile.signals[name])}
+
+
+def _one_number(name: str, values: Any) -> bool:
+    """Tell whether a signal has one number a target, or a spectrum, whose energy is one."""
+    return values.ndim == 1 or name.endswith("_spectrum")
 
 
 def device_of(config: RunConfig) -> torch.device:
