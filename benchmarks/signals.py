@@ -84,7 +84,7 @@ MODELS = {
     "BERT 384/6L": (bert, True, 32, 64, 8),
     "Llama 256/8L": (llama, False, 8, 256, 8),
     "BERT 1024/2L": (wide, True, 16, 64, 16),
-    "Llama 2048/1L": (wider, False, 4, 128, 8),
+    "Llama 2048/1L": (wider, False, 4, 128, 16),
 }
 
 

@@ -14,9 +14,7 @@ def _ratios(problem: Problem) -> np.ndarray:
     measured = problem.signal(name)
     if measured.ndim != 2 or not np.isfinite(measured).all() or (measured < 0).any():
         raise UserError(f"signal {name!r} is no spectrum of shares; measure 'explained_variance'")
-    ratios = np.zeros(problem.unit_costs.shape, dtype=np.float64)
-    columns = min(problem.r_max, measured.shape[1])
-    ratios[:, :columns] = measured[:, :columns]
+    ratios = problem.per_rank(measured)
     if not ratios.any():
         raise UserError(f"signal {name!r} is zero on every candidate target; profile with data that reaches them")
     return np.minimum.accumulate(ratios, axis=1)

@@ -44,7 +44,6 @@ def newton(problem: Problem) -> np.ndarray:
     # Where a matrix is too small for a rank it says nothing about what that rank is worth elsewhere.
     possible = np.arange(columns)[None, :] < np.array([target.max_rank for target in problem.targets])[:, None]
     shared = (worth / costs * possible).sum(axis=0) / np.maximum(possible.sum(axis=0), 1)
-    gains = np.zeros(problem.unit_costs.shape, dtype=np.float64)
     # Of 24 bits, so that equal gain per parameter stays equal when it is divided by the cost again.
-    gains[:, :columns] = confidence * worth + (1 - confidence) * costs * shared.astype(np.float32)
+    gains = problem.per_rank(confidence * worth + (1 - confidence) * costs * shared.astype(np.float32))
     return np.minimum.accumulate(gains, axis=1)

@@ -35,9 +35,7 @@ def pilot(problem: Problem) -> np.ndarray:
     if gain != "spectrum":
         worth = -np.sort(-np.maximum(problem.signal("pilot_worth"), 0.0), axis=1)
     found = np.sqrt(size * worth) if gain == "both" else size * worth
-    gains = np.zeros(problem.unit_costs.shape, dtype=np.float64)
-    columns = min(problem.r_max, found.shape[1])
-    gains[:, :columns] = found[:, :columns]
+    gains = problem.per_rank(found)
     if not gains.any():
         raise UserError("the pilot's update took nothing off the loss of any candidate; lengthen the pilot")
     return np.minimum.accumulate(gains, axis=1)

@@ -63,6 +63,20 @@ class Problem:
             )
         return np.asarray(self.signals[name], dtype=np.float64)
 
+    def per_rank(self, values: np.ndarray) -> np.ndarray:
+        """Give values as many columns as there are ranks to deal.
+
+        Args:
+            values: ``[n_targets, k]``, the first column for the first rank.
+
+        Returns:
+            float64 ``[n_targets, r_max]``: what is beyond ``r_max`` is cut off, and what was not measured is zero.
+        """
+        found = np.zeros(self.unit_costs.shape, dtype=np.float64)
+        columns = min(self.r_max, values.shape[1])
+        found[:, :columns] = values[:, :columns]
+        return found
+
 
 Gains = Callable[[Problem], np.ndarray]
 """Marginal gains, float64 ``[n_targets, r_max]``, non-increasing along the rank axis."""

@@ -31,10 +31,8 @@ def spectral(problem: Problem) -> np.ndarray:
         raise UserError(
             f"signal {name!r} has one value per target; 'spectral' needs a spectrum such as 'gradient_spectrum'"
         )
-    gains = np.zeros(problem.unit_costs.shape, dtype=np.float64)
-    columns = min(problem.r_max, spectrum.shape[1])
     # A cross-fitted spectrum is neither sorted nor positive: what one half of the data says does not hold on the other.
-    gains[:, :columns] = -np.sort(-(np.maximum(spectrum, 0.0) ** 2), axis=1)[:, :columns]
+    gains = problem.per_rank(-np.sort(-(np.maximum(spectrum, 0.0) ** 2), axis=1))
     if not gains.any():
         raise UserError(f"signal {name!r} is zero on every candidate target: the calibration loss does not reach them")
     # Singular values arrive sorted; squaring in float can break a tie by one unit in the last place.
