@@ -10,7 +10,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tailora import processes
+from tailora import peak_memory, processes
 from tailora.adapter_folders import evaluate_adapter, one_line, push_adapter, save_adapter, score
 from tailora.artifacts import write_json
 from tailora.config import RunConfig
@@ -148,6 +148,7 @@ def execute(
 def _unlocked(config: RunConfig, folder: Path, recipe: Recipe, stop: StopRequest, **given: Any) -> None:
     """Do a run in a folder that is this process's own, and write its status in any case."""
     main, started = processes.is_main(), time.perf_counter()
+    peak_memory.forget()
     if main:
         clean(folder)
         (folder / "status.json").unlink(missing_ok=True)
@@ -243,7 +244,7 @@ def _write_results(
     write_json(work.folder / "environment.json", environment() | {"data": work.prepared.splits.fingerprint})
     timings: dict[str, float] = {f"{stage}_s": round(seconds, 3) for stage, seconds in work.seconds.items()}
     timings["total_s"] = round(time.perf_counter() - started, 3)
-    timings["peak_memory_mb"] = round(_peak_memory(), 1)
+    timings["peak_memory_mb"] = round(peak_memory.peak(), 1)
     timings["resumed_from_step"] = trained.resumed_from
     if work.config.training.validates:
         timings |= {"steps": trained.steps, "best_step": trained.best_step or trained.steps}
@@ -352,19 +353,6 @@ def _job(work: _Work, fresh: LoadedModel) -> Job:
         validate=validate if validation else None,
         stop=work.stop,
     )
-
-
-def _peak_memory() -> float:
-    """Return the peak memory in MiB: of the GPU where there is one, of this process otherwise."""
-    import resource
-    import sys
-
-    import torch
-
-    if torch.cuda.is_available():
-        return torch.cuda.max_memory_allocated() / 2**20
-    unit = 1 if sys.platform == "darwin" else 1024
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 2**20
 
 
 __all__ = ["evaluate_adapter", "execute", "is_done", "load_base", "measure_profile", "run_folder"]
