@@ -28,6 +28,7 @@ LAYERS = [
         "locking",
         "stopping",
         "surroundings",
+        "peak_memory",
     ),
     ("targets",),
     ("placement", "budget", "adapter_kinds", "packed", "offloaded", "fingerprints", "architecture"),

@@ -19,7 +19,7 @@ STUDIES = REPOSITORY / "examples" / "studies"
 SIZES = {
     ("allocation", "full"): (360, 450),
     ("allocation", "encoder"): (360, 450),
-    ("allocation", "language"): (360, 450),
+    ("allocation", "language"): (396, 495),
     ("allocation", "small"): (0, 28),
     ("fim_lora_glue", "full"): (0, 384),
     ("fim_lora_glue", "fair"): (512, 640),
