@@ -89,6 +89,13 @@ def test_what_a_recipe_reads_is_kept_with_what_is_always_measured(tmp_path, revi
     assert len(set(signals["newton_spectrum"].values())) > 1
 
 
+def test_a_signal_that_the_allocation_overrides_is_the_one_that_is_measured(tmp_path):
+    other = {"signal": "gradient_cross_spectrum"}
+    folder = execute(review_config(tmp_path, recipe="spectral", allocation=other))
+    assert set(load(folder, "signals")) == {"fisher", "gradient_spectrum", "gradient_cross_spectrum"}
+    assert load(folder, "plan")["recipe"]["allocation"]["options"] == other
+
+
 def test_classification_scores(review_run):
     _, folder = review_run
     scores, records = load(folder, "scores"), read_rows(folder / "predictions.jsonl")

@@ -5,16 +5,18 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from tailora.adapter_kinds import ADAPTER_KINDS
 from tailora.allocation import ALLOCATORS, Problem, allocate, rank_limits, unit_costs
+from tailora.allocation.explicit import read_ranks
 from tailora.budget import Budget
-from tailora.errors import BudgetError, PlacementError, TailoraError
+from tailora.errors import BudgetError, PlacementError, TailoraError, UserError
 from tailora.placement import select
-from tailora.recipes import Recipe, Scaling
+from tailora.recipes import Recipe, Scaling, load_recipe
 from tailora.targets import Target
 
 _NAMES = {
@@ -301,6 +303,31 @@ def alpha_for(rank: int, scaling: Scaling) -> float:
     return int(alpha) if float(alpha).is_integer() else float(alpha)
 
 
+def chosen_recipe(recipe: str | Path | Mapping[str, Any] | Recipe, overrides: Mapping[str, Any]) -> Recipe:
+    """Return a recipe as it is asked for, so that what it reads is known before anything is measured.
+
+    Args:
+        recipe: A recipe's name, file, mapping or object; ``explicit`` takes its ranks from the overrides.
+        overrides: As for ``override_allocation``; ``ranks`` for ``explicit``.
+
+    Returns:
+        The recipe with its allocation overridden, checked.
+
+    Raises:
+        UserError: There is no such recipe, an override is wrong, or ``explicit`` has no ranks.
+    """
+    if recipe != "explicit":
+        return override_allocation(load_recipe(recipe), overrides)
+    further = dict(overrides)
+    ranks = further.pop("ranks", None)
+    if ranks is None:
+        raise UserError("recipe 'explicit' needs ranks: a file or a mapping of target names to ranks")
+    # Read into the recipe itself, so that the plan does not depend on the file.
+    allocation = {"name": "explicit", "options": {"ranks": read_ranks(ranks)}}
+    written = {"name": "explicit", "title": "Ranks written down by hand", "allocation": allocation}
+    return override_allocation(load_recipe(written), further)
+
+
 def override_allocation(recipe: Recipe, overrides: Mapping[str, Any]) -> Recipe:
     """Return the recipe with bounds or options of its allocation slot replaced.
 
@@ -312,8 +339,6 @@ def override_allocation(recipe: Recipe, overrides: Mapping[str, Any]) -> Recipe:
     Returns:
         A new recipe, checked.
     """
-    from tailora.recipes import load_recipe
-
     given = {key: value for key, value in overrides.items() if value is not None}
     if not given:
         return recipe

@@ -13,7 +13,7 @@ from tailora._version import __version__
 from tailora.artifacts import content_hash, read_json, write_json
 from tailora.budget import Budget
 from tailora.errors import PlanMismatchError, TailoraError, UserError
-from tailora.planning import alpha_for, cost_of, deal, override_allocation
+from tailora.planning import alpha_for, chosen_recipe, cost_of, deal
 from tailora.recipes import Recipe, load_recipe
 from tailora.sources import evidence_of, model_params_of, require_signals, targets_of
 from tailora.targets import Target
@@ -322,16 +322,7 @@ def plan(
     Raises:
         UserError: The recipe needs a signal that the source does not hold, or one of the arguments is wrong.
     """
-    if recipe == "explicit":
-        recipe = {
-            "name": "explicit",
-            "title": "Ranks written down by hand",
-            "allocation": {
-                "name": "explicit",
-                "options": {"ranks": _inline_ranks(allocation_overrides.pop("ranks", None))},
-            },
-        }
-    chosen = override_allocation(load_recipe(recipe), allocation_overrides)
+    chosen = chosen_recipe(recipe, allocation_overrides)
     targets = targets_of(source)
     signals, provenance = evidence_of(source)
     require_signals(chosen.name, chosen.signals, signals)
@@ -371,12 +362,3 @@ def plan(
             "versions": {"tailora": __version__},
         },
     )
-
-
-def _inline_ranks(ranks: Any) -> dict[str, int]:
-    """Read explicit ranks into the recipe itself, so that the plan does not depend on the file."""
-    from tailora.allocation.explicit import read_ranks
-
-    if ranks is None:
-        raise UserError("recipe 'explicit' needs ranks: a file or a mapping of target names to ranks")
-    return read_ranks(ranks)

@@ -118,7 +118,10 @@ def execute(
         StorageError: The disk is full.
         Interrupted: Ctrl-C or SIGTERM; training stopped at a step with a checkpoint.
     """
-    folder, recipe, stop = run_folder(config), _recipe(config), StopRequest()
+    from tailora.planning import chosen_recipe
+
+    recipe = chosen_recipe(config.recipe, config.allocation)
+    folder, stop = run_folder(config), StopRequest()
     check_packages(config)
     check_schedule(config.training)
     check_streaming(config)
@@ -178,15 +181,6 @@ def _unlocked(config: RunConfig, folder: Path, recipe: Recipe, stop: StopRequest
         for place in (folder, folder / PILOT):
             shutil.rmtree(place / "checkpoints", ignore_errors=True)
         write_status(folder, config, "done", None)
-
-
-def _recipe(config: RunConfig) -> Recipe:
-    from tailora.recipes import load_recipe
-
-    if config.recipe == "explicit":
-        # Ranks written down by hand are no shipped recipe; the plan reads them from the allocation's options.
-        return load_recipe({"name": "explicit", "allocation": {"name": "explicit"}})
-    return load_recipe(config.recipe)
 
 
 def _stages(work: _Work, profile: Profile | None, started: float) -> None:
@@ -308,7 +302,7 @@ def _own_plan(work: _Work, profile: Profile) -> Plan:
     # Written-down ranks cost what they cost unless a budget is asked for.
     unbounded = config.recipe == "explicit" and "budget" not in config.model_fields_set
     budget = None if unbounded else config.budget
-    made = plan(profile, config.recipe, budget, config.placement, seed=config.seed, **config.allocation)
+    made = plan(profile, work.recipe, budget, config.placement, seed=config.seed)
     made.save(place)
     return made
 

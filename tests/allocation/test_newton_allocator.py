@@ -28,9 +28,9 @@ def ranks(given):
 
 
 @pytest.mark.parametrize("scale", [1.0, 1e-6, 1e6])
-def test_nothing_confirmed_is_uniform_and_half_confirmed_is_the_step(scale):
+def test_nothing_confirmed_is_uniform_and_three_quarters_confirmed_is_the_step(scale):
     assert ranks(problem(0.0, scale=scale)) == [2, 2, 2, 2]
-    own = problem(0.5, scale=scale)
+    own = problem(0.75, scale=scale)
     squares = own.signals["newton_spectrum"][:, :16] ** 2
     np.testing.assert_allclose(ALLOCATORS["newton"].gains(own), squares)
     assert (
@@ -42,6 +42,11 @@ def test_between_them_ranks_move_from_one_to_the_other():
     first = [ranks(problem(0.0, {"confidence": share}))[0] for share in (0, 0.1, 0.3, 1)]
     assert first == sorted(first)
     assert first[0] == 2 < first[-1]
+
+
+def test_agreement_becomes_confidence_in_proportion():
+    gains = ALLOCATORS["newton"].gains
+    np.testing.assert_array_equal(gains(problem(0.3)), gains(problem(0.0, {"confidence": 0.3 / 0.75})))
 
 
 def test_gain_per_parameter_is_shared_where_a_target_is_too_small_for_a_rank():

@@ -77,6 +77,20 @@ def test_exclusions_and_their_notes(tmp_path):
     assert expansion.notes == ("exclude names recipe 'lorra', which this study does not have; did you mean 'lora'?",)
 
 
+@pytest.mark.parametrize(
+    ("recipe", "message"),
+    [
+        ("lorra", "recipe 'lorra', .*unknown recipe 'lorra'; did you mean 'lora'"),
+        ({"name": "x", "recipe": "spectral", "allocation": {"sigal": "fisher"}}, "recipe 'x', .*'sigal'; did you mean"),
+        ({"name": "x", "recipe": "lora", "allocation": {"r_min": -1}}, r"recipe 'x', .*allocation\.r_min=-1"),
+        ({"name": "x", "recipe": "explicit"}, "recipe 'x', .*recipe 'explicit' needs ranks"),
+    ],
+)
+def test_a_recipe_that_cannot_be_planned_with_is_refused_before_anything_runs(tmp_path, recipe, message):
+    with pytest.raises(ConfigError, match=message):
+        expanded(tmp_path, recipes=["lora", recipe])
+
+
 def test_a_search_runs_on_the_validation_split_and_final_runs_take_the_chosen_rate(tmp_path):
     search = {"search": [0.01, 0.03], "seeds": 1, "validation": 0.25}
     expansion = expanded(tmp_path, learning_rate=search, seeds=2)

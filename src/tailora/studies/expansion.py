@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from tailora.config import RunConfig, make_config
-from tailora.errors import ConfigError, did_you_mean
+from tailora.errors import ConfigError, UserError, did_you_mean
 from tailora.studies.definition import Entry, Study
 from tailora.studies.layers import laid_over
 
@@ -133,13 +133,14 @@ def expand(study: Study) -> Expansion:
         Its cells and search runs.
 
     Raises:
-        ConfigError: A configuration is wrong, two runs are the same, or a label is unknown.
+        ConfigError: A configuration or a recipe is wrong, two runs are the same, or a label is unknown.
     """
     grid_cells = _grid(study)
     cells = (*grid_cells, *_further(study, {cell.place[2] for cell in grid_cells}))
     if not cells:
         raise ConfigError(f"study {study.name!r} has no runs: give recipes, tasks, models or budgets")
     notes = _check_labels(study, cells)
+    _check_recipes(cells)
     cells = tuple(cell for cell in cells if not _excluded(study, cell.place))
     expansion = Expansion(study, cells, _search_runs(study, cells), notes)
     # Any rate of the grid shows whether two cells are the same run.
@@ -250,6 +251,22 @@ def _check_labels(study: Study, cells: Sequence[Cell]) -> tuple[str, ...]:
                 hint = did_you_mean(_text(label), known[axis])
                 notes.append(f"exclude names {axis} {_text(label)!r}, which this study does not have{hint}")
     return tuple(notes)
+
+
+def _check_recipes(cells: Iterable[Cell]) -> None:
+    """Refuse a recipe that cannot be planned with before anything runs, not in the middle of the night."""
+    from tailora.planning import chosen_recipe
+
+    seen: list[tuple[str, Any]] = []
+    for cell in cells:
+        config = cell.config(0)
+        asked = (config.recipe, config.allocation)
+        if asked not in seen:
+            seen.append(asked)
+            try:
+                chosen_recipe(*asked)
+            except UserError as error:
+                raise ConfigError(f"{cell.where}: {error}") from error
 
 
 def _search_runs(study: Study, cells: Iterable[Cell]) -> tuple[Run, ...]:
