@@ -114,6 +114,11 @@ def test_the_json_file_is_read_back_as_the_plans_own_config(networks, tmp_path, 
         emit(make_plan(networks[name], "lora-plus", "r=2"), "adapter-config")
 
 
+def test_a_start_that_the_json_file_cannot_say_is_refused(networks):
+    with pytest.raises(UserError, match="initialisation 'gradient', which adapter_config.json cannot say"):
+        emit(make_plan(networks["llama"], "gradient-start", "r=2"), "adapter-config")
+
+
 def test_names_that_would_break_out_of_the_source_do_not(tmp_path):
     evil = 'block."""; import os\nos.abort() #\\'
     target = tailora.Target(name=evil, role="other", depth=0, shape=(4, 4))

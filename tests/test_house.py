@@ -38,7 +38,7 @@ LAYERS = [
     ("signals",),
     ("profiles",),
     ("profile_merging",),
-    ("allocation",),
+    ("allocation", "initialisation"),
     ("recipes",),
     ("planning", "sources", "plans", "adapter_configs", "adapters"),
     ("emit",),

@@ -12,10 +12,12 @@ from torch import nn
 
 from tailora.adapter_configs import peft_config
 from tailora.adapter_kinds import ADAPTER_MARKS
-from tailora.errors import PlacementError, TailoraError
+from tailora.errors import PlacementError, TailoraError, UserError
+from tailora.initialisation import INITIALISATIONS
 
 if TYPE_CHECKING:
     from tailora.plans import Plan
+    from tailora.profiles import Profile
 
 HEAD_TASKS = ("SEQ_CLS", "TOKEN_CLS", "QUESTION_ANS")
 """peft's task types whose head is new and trains in full."""
@@ -28,9 +30,11 @@ def apply_plan(
     task_type: str | None = None,
     modules_to_save: Sequence[str] | None = None,
     seed: int = 0,
+    profile: Profile | None = None,
 ) -> PeftModel:
     """Wrap a model with a plan's adapter; see ``Plan.apply``."""
     plan.check(model)
+    start = _start(plan, profile)
     _refuse_heads(plan, task_type, modules_to_save or ())
     extra: dict[str, Any] = {"modules_to_save": list(modules_to_save)} if modules_to_save else {}
     config = peft_config(plan, task_type=task_type, **extra)
@@ -53,7 +57,25 @@ def apply_plan(
             f"the plan has {plan.adapter_params:,} adapter parameters and peft would train {counted:,}; a target's "
             "name matches more or fewer modules of this model than it should, so please report the architecture"
         )
+    with torch.no_grad():
+        for name, rows in start.items():
+            layer: Any = wrapped.get_submodule(f"base_model.model.{name}")
+            layer.lora_A["default"].weight[: len(rows)] = rows
     return wrapped  # pyright: ignore[reportReturnType]
+
+
+def _start(plan: Plan, profile: Profile | None) -> dict[str, torch.Tensor]:
+    """Return the leading rows of every ``A`` that peft's own start does not decide."""
+    name = plan.recipe.initialisation.name
+    rows = INITIALISATIONS[name].rows
+    if rows is None:
+        return {}
+    if profile is None:
+        raise UserError(
+            f"recipe {plan.recipe.name!r} has the initialisation {name!r}, which reads a profile; give "
+            "plan.apply(model, profile=...) one that was measured with keep_sums=True"
+        )
+    return rows(profile, plan.ranks)
 
 
 def _refuse_heads(plan: Plan, task_type: str | None, modules_to_save: Sequence[str]) -> None:

@@ -40,7 +40,7 @@ def memory_advice(config: RunConfig, stage: str) -> Iterator[None]:
 
     Args:
         config: The run's configuration.
-        stage: ``profile``, ``train`` or ``evaluate``.
+        stage: Such as ``profile``, ``train`` or ``evaluate``.
 
     Yields:
         Nothing.
@@ -59,7 +59,7 @@ def memory_advice(config: RunConfig, stage: str) -> Iterator[None]:
 def _smaller(config: RunConfig, stage: str) -> str:
     """Name the settings that do the same with less memory."""
     training = config.training
-    if stage == "profile" and config.calibration.batch_size > 1:
+    if stage in ("profile", "start") and config.calibration.batch_size > 1:
         size = config.calibration.batch_size
         return f"lower calibration.batch_size={size}, such as {size // 2}: the profile does not depend on it"
     if stage == "evaluate" and training.per_device_eval_batch_size > 1:

@@ -15,6 +15,7 @@ from tailora.allocation import ALLOCATORS, Problem, allocate, rank_limits, unit_
 from tailora.allocation.explicit import read_ranks
 from tailora.budget import Budget
 from tailora.errors import BudgetError, PlacementError, TailoraError, UserError
+from tailora.initialisation import INITIALISATIONS
 from tailora.placement import select
 from tailora.recipes import Recipe, Scaling, load_recipe
 from tailora.targets import Target
@@ -78,7 +79,7 @@ def deal(
 
     Raises:
         BudgetError: No plan meets the budget.
-        PlacementError: The recipe's placement leaves none of the candidates.
+        PlacementError: The recipe's placement leaves none of the candidates, or one that cannot start as it says.
     """
     candidates = tuple(select(targets, placement))
     chosen = set(select(targets, recipe.placement))
@@ -88,6 +89,12 @@ def deal(
         raise PlacementError(
             f"recipe {recipe.name!r} places {_NAMES[recipe.adapter.form]} on {recipe.placement!r}, which is none of "
             f"the {len(candidates)} candidates of placement {placement!r} that can have it; widen one of the two"
+        )
+    start = INITIALISATIONS[recipe.initialisation.name]
+    if stranger := next((target for target in active if target.kind not in start.kinds), None):
+        raise PlacementError(
+            f"recipe {recipe.name!r} has the initialisation {recipe.initialisation.name!r}, which target "
+            f"{stranger.name!r} of the kind {stranger.kind!r} cannot have; exclude it from the placement {placement!r}"
         )
     asked = None if budget is None else budget.params(candidates, model_params=model_params)
     position = {target: index for index, target in enumerate(targets)}

@@ -132,6 +132,7 @@ class Plan:
         task_type: str | None = None,
         modules_to_save: Sequence[str] | None = None,
         seed: int = 0,
+        profile: Profile | None = None,
     ) -> PeftModel:
         """Wrap a model with this plan's adapter.
 
@@ -140,6 +141,7 @@ class Plan:
             task_type: peft's task type.
             modules_to_save: Modules trained in full beside the adapter.
             seed: Seed of the adapter's initial weights; the global random state is left alone.
+            profile: A profile of the model with sums (``keep_sums=True``), for recipes whose initialisation reads one.
 
         Returns:
             The peft model, whose adapter has exactly ``adapter_params`` parameters, which are ``total_params`` unless
@@ -148,10 +150,11 @@ class Plan:
         Raises:
             PlanMismatchError: The plan was made for another model.
             TailoraError: peft would train another number of parameters than planned.
+            UserError: The recipe's initialisation reads a profile, and none was given or it lacks what is read.
         """
         from tailora.adapters import apply_plan
 
-        return apply_plan(self, model, task_type=task_type, modules_to_save=modules_to_save, seed=seed)
+        return apply_plan(self, model, task_type=task_type, modules_to_save=modules_to_save, seed=seed, profile=profile)
 
     def check(self, model: nn.Module | Sequence[Target]) -> None:
         """Refuse a model that this plan does not fit.

@@ -29,7 +29,15 @@ from tailora.run_pilots import PilotRun, check_pilot, pilot_of, start_from
 from tailora.schedules import check_schedule
 from tailora.stopping import StopRequest
 from tailora.tasks import TASKS, LoadedModel
-from tailora.tasks.calibration import Prepared, cached_profile, device_of, measure_profile, prepare, summarise
+from tailora.tasks.calibration import (
+    Prepared,
+    cached_profile,
+    device_of,
+    measure_profile,
+    prepare,
+    start_profile,
+    summarise,
+)
 from tailora.tasks.sharing import Shared
 from tailora.tasks.streams import Streamed, check_streaming
 from tailora.training import Job, Trained, evaluation_row, train, write_rows
@@ -191,12 +199,15 @@ def _stages(work: _Work, profile: Profile | None, started: float) -> None:
     pilot = _pilot(work, profile)
     with work.timed("plan"):
         plan = _plan(work, pilot.profile if pilot else profile)
+    with work.timed("start"):
+        start = start_profile(work.config, work.prepared, plan, progress=work.progress)
     fresh = work.prepared.base.fresh(work.config.seed)
     model = plan.apply(
         fresh.model,
         task_type=work.prepared.task.task_type,
         modules_to_save=list(fresh.new_modules) or None,
         seed=work.config.seed,
+        profile=start,
     )
     work.write("counts.json", _counts(model, plan, work.prepared))
     with work.timed("mask"):

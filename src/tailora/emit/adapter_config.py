@@ -21,7 +21,8 @@ def adapter_config(hand: Hand) -> str:
         JSON, by peft's own writer.
 
     Raises:
-        UserError: The recipe's training method would be lost: JSON has no room for a comment that says so.
+        UserError: The recipe's training method or initialisation would be lost: JSON has no room for a comment that
+            says so.
     """
     recipe = hand.plan.recipe
     if recipe.training.method != "standard":
@@ -29,6 +30,11 @@ def adapter_config(hand: Hand) -> str:
             f"recipe {recipe.name!r} trains by the method {recipe.training.method!r}, which adapter_config.json cannot "
             "say; plan with a recipe that trains by the standard method, and set the method up in the program that "
             "reads the file"
+        )
+    if recipe.initialisation.name != "default":
+        raise UserError(
+            f"recipe {recipe.name!r} has the initialisation {recipe.initialisation.name!r}, which adapter_config.json "
+            "cannot say; plan with a recipe that starts as peft does"
         )
     config = hand.plan.lora_config(task_type=hand.task_type)
     config.base_model_name_or_path = hand.model

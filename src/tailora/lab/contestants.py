@@ -5,13 +5,19 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from tailora.errors import TailoraError, UserError
+from tailora.initialisation import INITIALISATIONS
 from tailora.lab.losses import lab_loss
 from tailora.lab.oracle import oracle_ranks
 from tailora.lab.problems import PlantedProblem
 from tailora.recipes import Recipe, list_recipes, load_recipe
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from tailora.plans import Plan
 
 UNIFORM = "lora"
 ORACLE = "oracle"
@@ -28,34 +34,38 @@ class Decision:
         params: What these cost.
         token_passes: Forward and backward passes that the decision took, in tokens; a forward pass alone counts a
             third.  Training's own passes are counted in the same unit.
+        start: Target name to the factors ``A [rank, in]`` and ``B [out, rank]`` to start from; ``None`` for peft's.
     """
 
     name: str
     ranks: Mapping[str, int]
     params: int
     token_passes: float = 0.0
+    start: Mapping[str, tuple[Tensor, Tensor]] | None = None
 
 
 def contestant_names() -> list[str]:
     """Return every shipped recipe that decides ranks of plain LoRA, once where several have one allocation.
 
     Left out are recipes with a mask, another kind of adapter than LoRA or a training method of their own, published
-    integer rules that do not keep to the budget, and recipes whose placement and allocation another one has already.
+    integer rules that do not keep to the budget, recipes with an initialisation of their own, and those whose placement
+    and allocation another one has already.
 
     Returns:
         Names; ``lora``, the uniform baseline, first.
     """
     seen: dict[str, str] = {}
     for recipe in [load_recipe(UNIFORM), *list_recipes()]:
-        if _decides_ranks(recipe) and not recipe.allocation.faithful:
+        plain = recipe.initialisation.name == "default"
+        if plain and _decides_ranks(recipe) and not recipe.allocation.faithful:
             key = json.dumps([recipe.placement, recipe.allocation.model_dump(mode="json")], sort_keys=True)
             seen.setdefault(key, recipe.name)
     return list(seen.values())
 
 
 def _decides_ranks(recipe: Recipe) -> bool:
-    plain = recipe.adapter.form == "lora" and recipe.mask is None and recipe.initialisation.name == "default"
-    return plain and recipe.training.method == "standard"
+    """Tell whether a recipe decides ranks of plain LoRA, and at most where they start."""
+    return recipe.adapter.form == "lora" and recipe.mask is None and recipe.training.method == "standard"
 
 
 def read_contestant(text: str) -> tuple[Recipe, dict[str, Any]]:
@@ -145,10 +155,39 @@ def decide(
                 raise
             left_out[name] = str(error)
             continue
-        passes = max((_passes(signal) for signal in wanted[name]), default=0.0)
+        # What ranks and start are read from is measured in one pass.
+        read = (*wanted[name], *INITIALISATIONS[recipe.initialisation.name].needs)
+        passes = max((_passes(signal) for signal in read), default=0.0)
         tokens = problem.spec.calibration * problem.spec.length
-        decisions.append(Decision(name, dict(made.ranks), made.total_params, passes * tokens))
+        start = _start(problem, made, batch_size)
+        decisions.append(Decision(name, dict(made.ranks), made.total_params, passes * tokens, start))
     return decisions, left_out
+
+
+def _start(problem: PlantedProblem, plan: Plan, batch_size: int) -> dict[str, tuple[Tensor, Tensor]] | None:
+    """Return the factors that a plan's initialisation starts from; ``None`` where it is peft's."""
+    import torch
+
+    from tailora.lab.students import initial_rows
+    from tailora.profiles import profile
+
+    initialisation = INITIALISATIONS[plan.recipe.initialisation.name]
+    if initialisation.rows is None:
+        return None
+    options = {"loss": lab_loss, "targets": problem.targets, "seed": problem.spec.seed, "check": False}
+    batches = problem.calibration(batch_size)
+    leading = initialisation.rows(
+        profile(problem.base, batches, initialisation.needs, keep_sums=True, **options), plan.ranks
+    )
+    found = {}
+    for entry in plan.targets:
+        target, rank = entry.target, entry.rank
+        if rank:
+            a = initial_rows(target.name, target.shape[1], rank, problem.spec.seed)
+            if target.name in leading:
+                a[: len(leading[target.name])] = leading[target.name].to(a.dtype)
+            found[target.name] = (a, torch.zeros(target.shape[0], rank))
+    return found
 
 
 def _signals(recipe: Recipe, overrides: Mapping[str, Any]) -> tuple[str, ...]:

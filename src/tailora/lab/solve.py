@@ -90,7 +90,7 @@ def solve(
     decided = time.perf_counter()
     piloted, more_left_out = pilot_all(problem, settings.everybody, settings.budget, settings.rates, settings.steps)
     courses: Mapping[str, Sequence[Course | None]] = {
-        decision.name: [Course(rate, decision.ranks, decision.params) for rate in settings.rates]
+        decision.name: [Course(rate, decision.ranks, decision.params, start=decision.start) for rate in settings.rates]
         for decision in decisions
     } | {pilot.name: pilot.courses for pilot in piloted}
     passes = {one.name: one.token_passes for one in (*decisions, *piloted)}

@@ -126,7 +126,7 @@ class Stack:
             b = torch.zeros(len(students), weight.shape[0], max(ranks), dtype=dtype)
             for place, (student, rank) in enumerate(zip(students, ranks, strict=True)):
                 if student.start is None:
-                    a[place, :rank] = _initial(target.name, weight.shape[1], rank, student.seed)
+                    a[place, :rank] = initial_rows(target.name, weight.shape[1], rank, student.seed)
                 elif rank:
                     a[place, :rank], b[place, :, :rank] = student.start[target.name]
             layer = StudentLinear(weight, getattr(module, "bias", None), a, b, scales)
@@ -173,8 +173,18 @@ class Stack:
         return [value if math.isfinite(value) else math.inf for value in (total / count).tolist()]
 
 
-def _initial(name: str, inputs: int, rank: int, seed: int) -> Tensor:
-    """Return peft's Kaiming-uniform start of ``A``, whose first rows do not depend on how many follow."""
+def initial_rows(name: str, inputs: int, rank: int, seed: int) -> Tensor:
+    """Return peft's Kaiming-uniform start of ``A``, whose first rows do not depend on how many follow.
+
+    Args:
+        name: The target.
+        inputs: Its width.
+        rank: How many rows.
+        seed: The student's.
+
+    Returns:
+        ``[rank, in]`` in the default dtype.
+    """
     bound = 1 / math.sqrt(inputs)
     generator = private_generator(seed, _FACTORS, *name.encode())
     return torch.empty(rank, inputs).uniform_(-bound, bound, generator=generator)

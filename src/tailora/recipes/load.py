@@ -11,6 +11,7 @@ from pydantic import ValidationError
 
 from tailora.allocation import ALLOCATORS
 from tailora.errors import UserError, unknown_name
+from tailora.initialisation import INITIALISATIONS
 from tailora.placement import parse
 from tailora.recipes.schema import Recipe
 from tailora.validation import first_problem
@@ -37,7 +38,7 @@ def load_recipe(source: str | Path | Mapping[str, Any] | Recipe) -> Recipe:
             recipe.
 
     Returns:
-        The recipe, checked: its allocator exists, its placement can be read.
+        The recipe, checked: its allocator and initialisation exist, its placement can be read.
 
     Raises:
         UserError: It cannot be read or a key or value is wrong.
@@ -83,5 +84,6 @@ def _checked(data: dict[str, Any], place: str) -> Recipe:
         raise UserError(
             f"allocator {recipe.allocation.name!r} in {place} has no published integer rule; set faithful to false"
         )
+    INITIALISATIONS.entry(recipe.initialisation.name)  # refuses an unknown name
     parse(recipe.placement)
     return recipe

@@ -114,10 +114,14 @@ class Allocation(_Slot):
         return None if value is None else read_rank("r_max", value)
 
 
-class Initialisation(_Slot):
-    """How the adapter starts; ``default`` is peft's: A Kaiming-uniform, B zero."""
+class Start(_Slot):
+    """Where the adapter's training starts.
 
-    name: Literal["default"] = "default"
+    Attributes:
+        name: A registered initialisation; ``default`` is peft's.
+    """
+
+    name: str = "default"
 
 
 class Mask(_Slot):
@@ -210,7 +214,7 @@ class Recipe(_Slot):
     citation: str = ""
     placement: str = "all-linear"
     allocation: Allocation
-    initialisation: Initialisation = Initialisation()
+    initialisation: Start = Start()
     mask: Mask | None = None
     training: Training = Training()
     pilot: Pilot | None = None
@@ -221,6 +225,18 @@ class Recipe(_Slot):
         """Refuse full fine-tuning, which is no adapter."""
         if self.adapter.kind == "weights" and self.mask is None:
             raise ValueError("adapter.kind: weights trains base weights in full; add a mask, or take another kind")
+        return self
+
+    @model_validator(mode="after")
+    def _fitting_start(self) -> Recipe:
+        """Refuse a start that the adapter or a pilot does not leave open."""
+        name = self.initialisation.name
+        if name == "default":
+            return self
+        if self.adapter.form not in ("lora", "dora"):
+            raise ValueError(f"initialisation {name!r} is of LoRA's A, which {self.adapter.form!r} lacks; leave it out")
+        if self.pilot is not None and self.pilot.keep:
+            raise ValueError(f"initialisation {name!r} has no effect where a pilot is kept; leave out one of the two")
         return self
 
     @model_validator(mode="after")

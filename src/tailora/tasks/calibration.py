@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     import torch
 
     from tailora.data import Labels
+    from tailora.plans import Plan
     from tailora.profiles import Profile
     from tailora.progress import Progress
     from tailora.targets import Target
@@ -183,6 +184,29 @@ def cached_profile(
     if known is not None:
         known[key] = found
     return found
+
+
+def start_profile(
+    config: RunConfig, prepared: Prepared, plan: Plan, *, progress: Progress | None = None
+) -> Profile | None:
+    """Measure what the initialisation of a run's recipe reads, with its sums.
+
+    It is the same for every seed of a study.  Sums can be large, so they are measured by every run rather than stored.
+
+    Args:
+        config: The run's configuration.
+        prepared: Its data and model.
+        plan: Its plan.
+        progress: Called as ``progress("profile", examples done, examples)``.
+
+    Returns:
+        A profile of the planned targets; ``None`` where the initialisation reads none.
+    """
+    from tailora.initialisation import INITIALISATIONS
+
+    needs = INITIALISATIONS[plan.recipe.initialisation.name].needs
+    adapted = [entry.target for entry in plan.targets if entry.rank]
+    return _measure(config, prepared, adapted, needs, progress, keep_sums=True) if needs else None
 
 
 def _stored(place: Path) -> Profile | None:
