@@ -353,4 +353,7 @@ def test_a_symmetric_product_is_the_product(size):
     rows = torch.randn(70, size, generator=torch.Generator().manual_seed(size), dtype=torch.float64)
     found = gram(rows)
     torch.testing.assert_close(found, rows.T @ rows, rtol=1e-12, atol=1e-12)
-    assert torch.equal(found, found.T) or size < 256
+    # Within a panel the product is the library's own, which is symmetric to the last bit on some processors only.
+    torch.testing.assert_close(found, found.T, rtol=1e-14, atol=1e-13)
+    if size > 256:
+        assert torch.equal(found[256:, :256], found[:256, 256:].T)
