@@ -67,6 +67,7 @@ IMPOSSIBLE = {
     ("gpt2", "loha"): "candidates of placement 'all-linear' that can have it",  # Conv1D
     ("mixtral", "pfeiffer"): "candidates of placement 'all-linear' that can have it",  # experts share no projection
     ("mixtral", "gradient-start"): "of the kind 'parameter' cannot have; exclude it",
+    ("mixtral", "newton-start"): "of the kind 'parameter' cannot have; exclude it",
     ("mixtral", "spectral-start"): "of the kind 'parameter' cannot have; exclude it",
 }
 
