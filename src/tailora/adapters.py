@@ -34,8 +34,8 @@ def apply_plan(
 ) -> PeftModel:
     """Wrap a model with a plan's adapter; see ``Plan.apply``."""
     plan.check(model)
-    start = _start(plan, profile)
     _refuse_heads(plan, task_type, modules_to_save or ())
+    start = _start(plan, profile)
     extra: dict[str, Any] = {"modules_to_save": list(modules_to_save)} if modules_to_save else {}
     config = peft_config(plan, task_type=task_type, **extra)
     with torch.random.fork_rng(devices=_devices(model)), warnings.catch_warnings():

@@ -63,7 +63,8 @@ def merge(profiles: Sequence[Profile], model: nn.Module | None = None) -> Profil
         UserError: They do not fit together, or one has no sums.
     """
     from tailora.signals import SIGNALS
-    from tailora.signals.base import Context, Statistics, load_sums
+    from tailora.signals.base import load_sums
+    from tailora.signals.reading import statistics_for
 
     if len(profiles) < 2:
         raise UserError(f"merging needs two profiles or more, not {len(profiles)}; name another")
@@ -71,9 +72,7 @@ def merge(profiles: Sequence[Profile], model: nn.Module | None = None) -> Profil
     first = profiles[0]
     seed, options = int(first.meta.get("seed", 0)), dict(first.meta.get("options") or {})
     names = [name for name in first.signals if name in SIGNALS]
-    options |= {"sketch": 0} if any(SIGNALS[name].whole for name in names) else {}
-    context = Context(model, first.targets, seed, options)  # type: ignore[arg-type]
-    statistics: Statistics = {kind: kind(context) for name in names for kind in SIGNALS[name].needs}
+    context, statistics = statistics_for(model, first.targets, names, seed, options)
     total = _added([profile.sums or {} for profile in profiles])
     try:
         load_sums(statistics, total)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import dataclasses
 import json
 
 import numpy as np
@@ -16,12 +15,11 @@ import models
 import tailora
 from reference import gradients_slow as slow
 from reference import signals_slow
+from small_problems import small
 from tailora.errors import PlacementError, UnknownNameError, UserError
 from tailora.initialisation import INITIALISATIONS
 from tailora.initialisation.gradient import rows
-from tailora.lab.families import FAMILIES
 from tailora.lab.solve import Settings, solve
-from tailora.lab.spec import Planting, Shape
 from tailora.placement import select
 from tailora.profile_merging import load_with_sums
 from tailora.recipes import load_recipe
@@ -29,7 +27,6 @@ from tailora.runs import execute
 from tailora.targets import find_targets
 from tiny_runs import review_config, text_config
 
-LOSSES = {"causal-lm": slow.causal_lm, "classification": slow.classification, "token": slow.unshifted}
 SIGNALS = ("gradient_spectrum",)
 
 
@@ -46,7 +43,7 @@ def mean_gradients(name):
     """Every target's mean gradient by the loop of single examples."""
     model = models.build(name, dtype=torch.float64)
     targets = select(find_targets(model), "all-linear")
-    examples = slow.example_gradients(model, targets, wide(models.batches(name)), LOSSES[models.BUILDERS[name][1]])
+    examples = slow.example_gradients(model, targets, wide(models.batches(name)), slow.LOSSES[models.BUILDERS[name][1]])
     return {t.name: signals_slow.mean_gradient(examples, i)[0] for i, t in enumerate(targets)}
 
 
@@ -225,17 +222,8 @@ def test_a_run_starts_from_its_calibration_gradient(tmp_path, config_of, recipe)
 
 
 def test_the_laboratory_scores_starts_and_pays_for_them():
-    small = dataclasses.replace(
-        FAMILIES["sparse"](0),
-        shape=Shape(hidden=16, inner=24, layers=2, vocabulary=29),
-        planting=Planting(low=2, high=4),
-        length=6,
-        batch=3,
-        evaluation=20,
-        calibration=8,
-    )
     names = ("gradient-start", "spectral", "spectral-start")
-    record = solve(small, Settings(contestants=names, budget="r=1", steps=4, rates=(1e-2,)))
+    record = solve(small(), Settings(contestants=names, budget="r=1", steps=4, rates=(1e-2,)))
     assert not record["left_out"]
     entries = record["contestants"]
     one_pass = 8 * 6 / (4 * 3 * 6)

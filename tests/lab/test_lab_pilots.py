@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-import dataclasses
-
 import pytest
 import torch
 
+from small_problems import small
 from tailora.errors import UserError
-from tailora.lab.families import FAMILIES
 from tailora.lab.pilots import pilot_all
 from tailora.lab.problems import build
 from tailora.lab.solve import Settings, solve
-from tailora.lab.spec import Planting, Shape
 from tailora.lab.students import Stack, Student, train
 from tailora.pilots import truncated, update_of
 
@@ -20,21 +17,9 @@ RATES = (1e-2, 3e-2)
 STEPS = 10
 
 
-def small(seed=0):
-    return dataclasses.replace(
-        FAMILIES["sparse"](seed),
-        shape=Shape(hidden=16, inner=24, layers=2, vocabulary=29),
-        planting=Planting(low=2, high=4),
-        length=6,
-        batch=4,
-        evaluation=20,
-        calibration=8,
-    )
-
-
 @pytest.fixture(scope="module")
 def problem():
-    return build(small())
+    return build(small(batch=4))
 
 
 def test_pilots_keep_to_the_budget_and_pay_for_what_is_not_training(problem):
@@ -92,7 +77,7 @@ def test_later_students_take_the_later_batches(problem):
 
 def test_a_record_says_where_contestants_took_over():
     settings = Settings(contestants=("pilot", "pilot-dropped"), budget="r=1", steps=6, rates=(1e-2,), stack=4)
-    record = solve(small(), settings)
+    record = solve(small(batch=4), settings)
     entries = record["contestants"]
     assert list(entries) == ["lora", "oracle", "pilot", "pilot-dropped"]
     assert [entry["begin"] for entry in entries.values()] == [0, 0, 2, 0]

@@ -7,30 +7,15 @@ import json
 
 import pytest
 
+from small_problems import small
 from tailora.cli import main
 from tailora.errors import TrainingError, UserError
 from tailora.lab.families import FAMILIES
 from tailora.lab.page import write_results
 from tailora.lab.run import record_path, run_lab
 from tailora.lab.solve import Settings, choose_rate, solve
-from tailora.lab.spec import Planting, Shape
 
 FEW = Settings(contestants=("random-rank", "spectral"), budget="r=1", steps=4, rates=(1e-2, 2e-2), stack=5)
-
-
-SPARSE = FAMILIES["sparse"]
-
-
-def small(seed=0):
-    return dataclasses.replace(
-        SPARSE(seed),
-        shape=Shape(hidden=16, inner=24, layers=2, vocabulary=29),
-        planting=Planting(low=2, high=4),
-        length=6,
-        batch=3,
-        evaluation=20,
-        calibration=8,
-    )
 
 
 def test_a_record_holds_everything_and_equal_problems_give_equal_records():

@@ -11,7 +11,7 @@ from mask_cases import adapted, frozen_everywhere, mask_of, moved_everywhere, tr
 
 import models
 import tailora
-from reference import elementwise_slow
+from reference import elementwise_slow, gradients_slow
 from reference import masks_slow as slow
 from tailora.errors import TrainingError, UserError
 from tailora.masks.candidates import find_candidates
@@ -50,7 +50,7 @@ def test_the_top_of_the_slow_loop_is_kept(name):
     mask = tailora.fisher_mask(model, batches, keep=300, zero="nonzero_init")
     names = list(mask.tensors)
     assert names == [n for n, p in model.named_parameters() if p.requires_grad and "lora" in n]
-    scores = elementwise_slow.fisher(model, names, batches, elementwise_slow.LOSSES[kind])
+    scores = elementwise_slow.fisher(model, names, batches, gradients_slow.LOSSES[kind])
     flat = torch.cat([scores[n].reshape(-1) for n in names]).tolist()
     chosen = torch.cat([t.reshape(-1) for t in mask.tensors.values()]).nonzero()[:, 0].tolist()
     assert chosen == slow.top(flat, 300)

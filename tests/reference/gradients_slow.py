@@ -69,6 +69,10 @@ def classification(outputs, row):
     return -outputs.logits[0].double().log_softmax(-1)[int(row["labels"][0])]
 
 
+LOSSES = {"causal-lm": causal_lm, "classification": classification, "token": unshifted}
+"""By the kind of a test model's labels."""
+
+
 def fisher_trace(examples):
     """Mean over examples of the squared Frobenius norm, per target."""
     n = len(examples)

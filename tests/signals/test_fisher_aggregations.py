@@ -17,7 +17,6 @@ from tailora.signals.fresh_factors import fresh_a
 from tailora.targets import find_targets
 
 NAMES = ("fisher_batch_b", "fisher_batch_b_max", "fisher_batch_b_l2")
-LOSSES = {"causal-lm": slow.causal_lm, "classification": slow.classification, "token": slow.unshifted}
 
 
 @pytest.mark.parametrize("name", models.FIVE)
@@ -26,7 +25,7 @@ def test_the_aggregations_are_the_loops(name):
     targets = select(find_targets(model), "all-linear")
     batches = models.batches(name)
     found = collect(model, targets, batches, NAMES, Collecting(seed=3))
-    loss = LOSSES[models.BUILDERS[name][1]]
+    loss = slow.LOSSES[models.BUILDERS[name][1]]
     twin = models.build(name, dtype=torch.float64)
     parts = [slow.example_gradients(twin, targets, [batch], loss) for batch in batches]
     for index, target in enumerate(targets):

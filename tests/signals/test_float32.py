@@ -16,7 +16,6 @@ from tailora.signals.fresh_factors import fresh_a
 from tailora.signals.weights import matrices
 from tailora.targets import find_targets
 
-LOSSES = {"causal-lm": slow.causal_lm, "classification": slow.classification, "token": slow.unshifted}
 NAMES = ("bert", "llama", "gpt2", "t5", "vit")
 SEED = 5
 NUMBERS = ("fisher", "fisher_lora_b", "fisher_batch_b", "gradient_norm", "sensitivity", "output_gradient_second_moment")
@@ -30,7 +29,7 @@ class Wanted:
         self.batches = models.batches(name)
         self.model = models.build(name, dtype=torch.float64, scale=scale)
         self.targets = select(find_targets(self.model), "all-linear")
-        self.loss = LOSSES[models.BUILDERS[name][1]]
+        self.loss = slow.LOSSES[models.BUILDERS[name][1]]
         wide = [{k: v.double() if v.is_floating_point() else v for k, v in b.items()} for b in self.batches]
         self.flowing = output_gradients(self.model, self.targets, wide, self.loss)
         self.parts = [slow.example_gradients(self.model, self.targets, [batch], self.loss) for batch in wide]

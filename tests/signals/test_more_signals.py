@@ -21,14 +21,12 @@ from tailora.signals.statistics.moments import gram, nystrom
 from tailora.signals.weights import matrices
 from tailora.targets import find_targets
 
-LOSSES = {"causal-lm": slow.causal_lm, "classification": slow.classification, "token": slow.unshifted}
-
 
 def setting(name, placement="all-linear"):
     model = models.build(name, dtype=torch.float64)
     targets = select(find_targets(model), placement)
     twin = models.build(name, dtype=torch.float64)
-    examples = slow.example_gradients(twin, targets, models.batches(name), LOSSES[models.BUILDERS[name][1]])
+    examples = slow.example_gradients(twin, targets, models.batches(name), slow.LOSSES[models.BUILDERS[name][1]])
     return model, targets, examples
 
 
@@ -97,7 +95,7 @@ def test_moments_equal_the_loop_over_real_positions(name):
             output.register_hook(gradients.append)  # noqa: B023
 
         handle = module.register_forward_hook(seen)
-        loss = LOSSES[models.BUILDERS[name][1]]
+        loss = slow.LOSSES[models.BUILDERS[name][1]]
         for batch in batches:
             for row in slow.rows_of(batch):
                 loss(model(**row), row).backward()

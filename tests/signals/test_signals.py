@@ -17,7 +17,6 @@ from tailora.signals.collect import Collecting, collect
 from tailora.signals.fresh_factors import fresh_a
 from tailora.targets import find_targets
 
-LOSSES = {"causal-lm": slow.causal_lm, "classification": slow.classification, "token": slow.unshifted}
 ALL = ("fisher", "gradient_spectrum")
 BASE_SIGNALS = tuple(entry.name for entry in SIGNALS if not entry.value.adapter)
 
@@ -27,7 +26,7 @@ def measure(name, dtype=torch.float64, **kw):
     targets = select(find_targets(model), "all-linear")
     found = collect(model, targets, models.batches(name), ALL, Collecting(**kw))
     twin = models.build(name, dtype=torch.float64)
-    examples = slow.example_gradients(twin, targets, models.batches(name), LOSSES[models.BUILDERS[name][1]])
+    examples = slow.example_gradients(twin, targets, models.batches(name), slow.LOSSES[models.BUILDERS[name][1]])
     return found, targets, examples
 
 

@@ -11,6 +11,7 @@ import models
 import survey
 import tailora
 from reference import elementwise_slow as slow
+from reference import gradients_slow
 from tailora.signals.elementwise import elementwise_fisher
 from tailora.unipelt import UniPELTConfig
 
@@ -22,7 +23,7 @@ def error(found, wanted):
 
 
 def loop(model, name, batches, **kw):
-    return slow.fisher(model, list(trainable(model)), batches, slow.LOSSES[models.BUILDERS[name][1]], **kw)
+    return slow.fisher(model, list(trainable(model)), batches, gradients_slow.LOSSES[models.BUILDERS[name][1]], **kw)
 
 
 @pytest.mark.parametrize("name", ["bert", "llama"])

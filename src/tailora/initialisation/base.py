@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, get_args
+
+from tailora.targets.target import Kind
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -26,4 +28,4 @@ class Initialisation:
 
     rows: Callable[[Profile, Mapping[str, int]], dict[str, Tensor]] | None = None
     needs: tuple[str, ...] = ()
-    kinds: tuple[str, ...] = ("linear", "conv1d", "embedding", "parameter")
+    kinds: tuple[str, ...] = get_args(Kind)

@@ -77,10 +77,9 @@ def rows(profile: Profile, ranks: Mapping[str, int]) -> dict[str, Tensor]:
 
 def _mean_gradient(profile: Profile) -> MeanGradient:
     """Return the mean gradient that a profile's sums hold."""
-    from torch import nn
-
     from tailora.signals import SIGNALS
-    from tailora.signals.base import Context, load_sums
+    from tailora.signals.base import load_sums
+    from tailora.signals.reading import statistics_for
     from tailora.signals.statistics.mean_gradient import MeanGradient
 
     if profile.sums is None:
@@ -88,18 +87,20 @@ def _mean_gradient(profile: Profile) -> MeanGradient:
             "starting from the gradient needs a profile that keeps its directions; profile with keep_sums=True "
             "(tailora profile --keep-sums, read with tailora.profile_merging.load_with_sums)"
         )
-    options = dict(profile.meta.get("options") or {})
-    if any(name in SIGNALS and SIGNALS[name].whole for name in profile.signals):
-        options["sketch"] = 0
-    statistic = MeanGradient(Context(nn.Module(), profile.targets, int(profile.meta.get("seed", 0)), options))
+    names = [name for name in profile.signals if name in SIGNALS]
+    seed, options = int(profile.meta.get("seed", 0)), profile.meta.get("options") or {}
+    _, statistics = statistics_for(None, profile.targets, names, seed, options)
+    gradient = statistics.get(MeanGradient)
     try:
-        load_sums({MeanGradient: statistic}, profile.sums)
+        if not isinstance(gradient, MeanGradient):
+            raise KeyError(MeanGradient.__name__)
+        load_sums({MeanGradient: gradient}, profile.sums)
     except KeyError:
         raise UserError(
             f"the profile holds {', '.join(profile.signals)}, none of which is read from the mean gradient; profile "
             "with 'gradient_spectrum'"
         ) from None
-    return statistic
+    return gradient
 
 
 def _signed(vectors: Tensor) -> Tensor:

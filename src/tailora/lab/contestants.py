@@ -15,9 +15,9 @@ from tailora.lab.problems import PlantedProblem
 from tailora.recipes import Recipe, list_recipes, load_recipe
 
 if TYPE_CHECKING:
-    from torch import Tensor
-
+    from tailora.lab.courses import Factors
     from tailora.plans import Plan
+    from tailora.profiles import Profile
 
 UNIFORM = "lora"
 ORACLE = "oracle"
@@ -41,7 +41,7 @@ class Decision:
     ranks: Mapping[str, int]
     params: int
     token_passes: float = 0.0
-    start: Mapping[str, tuple[Tensor, Tensor]] | None = None
+    start: Factors | None = None
 
 
 def contestant_names() -> list[str]:
@@ -137,6 +137,7 @@ def decide(
     allowed = plan(list(problem.targets), UNIFORM, budget).budget_params
     wanted = {name: _signals(recipe, overrides) for name, (recipe, overrides) in readings.items()}
     profiles, failed = _measure(problem, {s for signals in wanted.values() for s in signals}, batch_size)
+    sums: dict[tuple[str, ...], Profile] = {}
     decisions, left_out = [], {}
     for name in names:
         if name == ORACLE:
@@ -159,26 +160,27 @@ def decide(
         read = (*wanted[name], *INITIALISATIONS[recipe.initialisation.name].needs)
         passes = max((_passes(signal) for signal in read), default=0.0)
         tokens = problem.spec.calibration * problem.spec.length
-        start = _start(problem, made, batch_size)
+        start = _start(problem, made, batch_size, sums)
         decisions.append(Decision(name, dict(made.ranks), made.total_params, passes * tokens, start))
     return decisions, left_out
 
 
-def _start(problem: PlantedProblem, plan: Plan, batch_size: int) -> dict[str, tuple[Tensor, Tensor]] | None:
-    """Return the factors that a plan's initialisation starts from; ``None`` where it is peft's."""
+def _start(problem: PlantedProblem, plan: Plan, size: int, sums: dict[tuple[str, ...], Profile]) -> Factors | None:
+    """Return the factors that a plan's initialisation starts from; ``None`` where it is peft's.
+
+    What was measured for one plan lies in ``sums`` and serves the next.
+    """
     import torch
 
     from tailora.lab.students import initial_rows
-    from tailora.profiles import profile
 
     initialisation = INITIALISATIONS[plan.recipe.initialisation.name]
     if initialisation.rows is None:
         return None
-    options = {"loss": lab_loss, "targets": problem.targets, "seed": problem.spec.seed, "check": False}
-    batches = problem.calibration(batch_size)
-    leading = initialisation.rows(
-        profile(problem.base, batches, initialisation.needs, keep_sums=True, **options), plan.ranks
-    )
+    needs = initialisation.needs
+    if needs not in sums:
+        sums[needs] = _profiled(problem, needs, size, keep_sums=True)
+    leading = initialisation.rows(sums[needs], plan.ranks)
     found = {}
     for entry in plan.targets:
         target, rank = entry.target, entry.rank
@@ -211,26 +213,30 @@ def _passes(signal: str) -> float:
 
 def _measure(problem: PlantedProblem, signals: Iterable[str], size: int) -> tuple[dict[str, Any], dict[str, str]]:
     """Measure signals, together where all can be; of those that fail alone, the reason."""
-    from tailora.profiles import profile
-
     wanted = sorted(signals)
-    batches = problem.calibration(size)
     found: dict[str, Any] = {}
     failed: dict[str, str] = {}
-    options = {"loss": lab_loss, "targets": problem.targets, "seed": problem.spec.seed, "check": False}
     if not wanted:
         return found, failed
     try:
-        whole = profile(problem.base, batches, wanted, **options)
+        whole = _profiled(problem, wanted, size)
         return dict.fromkeys(wanted, whole), failed
     except TailoraError:
         pass
     for signal in wanted:
         try:
-            found[signal] = profile(problem.base, batches, (signal,), **options)
+            found[signal] = _profiled(problem, (signal,), size)
         except TailoraError as error:
             failed[signal] = str(error)
     return found, failed
+
+
+def _profiled(problem: PlantedProblem, signals: Sequence[str], size: int, **how: Any) -> Profile:
+    """Measure signals on the calibration sequences, with the training's own loss."""
+    from tailora.profiles import profile
+
+    own = {"loss": lab_loss, "targets": problem.targets, "seed": problem.spec.seed, "check": False}
+    return profile(problem.base, problem.calibration(size), signals, **own, **how)
 
 
 def _source(problem: PlantedProblem, profiles: Mapping[str, Any], signals: Sequence[str]) -> Any:

@@ -22,6 +22,7 @@ from tailora.signals.partial import Partial
 from tailora.signals.passes import Pass
 from tailora.signals.processes import add_over_processes
 from tailora.signals.quiet import Mode, undisturbed
+from tailora.signals.reading import statistics_for
 from tailora.signals.stability import Stability
 from tailora.targets import Target
 
@@ -118,9 +119,7 @@ def collect(
     """
     how = how or Collecting()
     chosen = {name: SIGNALS[name] for name in dict.fromkeys(signals)}
-    options = {**how.options, "sketch": 0} if any(signal.whole for signal in chosen.values()) else how.options
-    context = Context(model, targets, how.seed, options)
-    statistics: Statistics = {kind: kind(context) for signal in chosen.values() for kind in signal.needs}
+    context, statistics = statistics_for(model, targets, chosen, how.seed, how.options)
     stability = Stability(None, statistics)
     wants_states = any(signal.states for signal in chosen.values())
     if wants_states and how.resume is not None:

@@ -10,6 +10,7 @@ import transformers as tf
 
 import models
 from reference import elementwise_slow as slow
+from reference import gradients_slow
 
 VIT = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 24, "num_labels": 3}
 
@@ -81,4 +82,4 @@ def loop(model, name, batches, **kw):
     """Return the slow twin's Fisher on a float64 copy of the model."""
     twin = copy.deepcopy(model).double()
     given = [{k: v.double() if v.is_floating_point() else v for k, v in batch.items()} for batch in batches]
-    return slow.fisher(twin, trainable(twin), given, slow.LOSSES[kind_of(name)], **kw)
+    return slow.fisher(twin, trainable(twin), given, gradients_slow.LOSSES[kind_of(name)], **kw)
