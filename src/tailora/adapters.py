@@ -12,7 +12,7 @@ from torch import nn
 
 from tailora.adapter_configs import peft_config
 from tailora.adapter_kinds import ADAPTER_MARKS
-from tailora.errors import PlacementError, TailoraError, UserError
+from tailora.errors import PlacementError, PlanMismatchError, TailoraError, UserError
 from tailora.initialisation import INITIALISATIONS
 
 if TYPE_CHECKING:
@@ -75,6 +75,13 @@ def _start(plan: Plan, profile: Profile | None) -> dict[str, torch.Tensor]:
             f"recipe {plan.recipe.name!r} has the initialisation {name!r}, which reads a profile; give "
             "plan.apply(model, profile=...) one that was measured with keep_sums=True"
         )
+    theirs = {target.name: target.shape for target in profile.targets}
+    for target in (entry.target for entry in plan.targets if entry.rank):
+        if theirs.get(target.name, target.shape) != target.shape:
+            raise PlanMismatchError(
+                f"target {target.name!r} is {list(target.shape)} in the plan and {list(theirs[target.name])} in the "
+                "profile that it is to start from; profile this model"
+            )
     return rows(profile, plan.ranks)
 
 

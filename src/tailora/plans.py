@@ -148,7 +148,7 @@ class Plan:
             the recipe has a mask.
 
         Raises:
-            PlanMismatchError: The plan was made for another model.
+            PlanMismatchError: The plan was made for another model, or the profile measured on one of other shapes.
             TailoraError: peft would train another number of parameters than planned.
             UserError: The recipe's initialisation reads a profile, and none was given or it lacks what is read.
         """

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 import json
 
 import numpy as np
@@ -16,7 +17,7 @@ import tailora
 from reference import gradients_slow as slow
 from reference import signals_slow
 from small_problems import small
-from tailora.errors import PlacementError, UnknownNameError, UserError
+from tailora.errors import PlacementError, PlanMismatchError, UnknownNameError, UserError
 from tailora.initialisation import INITIALISATIONS
 from tailora.initialisation.gradient import rows
 from tailora.lab.solve import Settings, solve
@@ -165,6 +166,11 @@ def test_wrong_input_is_told_in_a_sentence():
     other = tailora.profile(model, wide(models.batches("bert")), ("activation_second_moment",), keep_sums=True)
     with pytest.raises(UserError, match="profile with 'gradient_spectrum'"):
         plan.apply(model, profile=other)
+    wider = dataclasses.replace(
+        profile, targets=tuple(dataclasses.replace(t, shape=(t.shape[0], 2 * t.shape[1])) for t in profile.targets)
+    )
+    with pytest.raises(PlanMismatchError, match="in the profile that it is to start from; profile this model"):
+        plan.apply(model, profile=wider)
     with pytest.raises(UserError, match="lacks the target 'elsewhere'"):
         rows(profile, {"elsewhere": 1})
     embedding = [target for target in find_targets(model) if target.kind == "embedding"]
