@@ -60,6 +60,30 @@ def test_a_run_learns_the_scores(config):
     assert scores["loss"] == pytest.approx(sum((r["prediction"] - r["label"]) ** 2 for r in records) / len(records))
 
 
+def test_a_new_head_starts_at_the_mean_score(config):
+    prepared = prepare(config)
+    for seed in (0, 1):
+        model = prepared.base.fresh(seed).model
+        assert model.classifier.bias.tolist() == [2.5]
+    # What the profile is measured on starts there too, or the mean gradient would be that of the offset.
+    torch.manual_seed(0)
+    inputs = prepared.task.collate(prepared.training[:3], prepared.base.tokenizer)
+    first = prepared.base.fresh(0).model.eval()(**inputs).logits
+    assert (first - 2.5).abs().max() < 0.5
+
+
+def test_a_head_of_the_checkpoint_stays_as_it_is(config, tmp_path):
+    from transformers import AutoModelForSequenceClassification, AutoTokenizer
+
+    model = AutoModelForSequenceClassification.from_pretrained(config.model, num_labels=1)
+    with torch.no_grad():
+        model.classifier.bias.fill_(-7.0)
+    model.save_pretrained(tmp_path / "scored")
+    AutoTokenizer.from_pretrained(config.model).save_pretrained(tmp_path / "scored")
+    prepared = prepare(config.model_copy(update={"model": str(tmp_path / "scored")}))
+    assert prepared.base.fresh(0).model.classifier.bias.tolist() == [-7.0]
+
+
 @pytest.mark.parametrize("value", ["high", None, "", float("nan"), float("inf"), True, [1.0]])
 def test_scores_that_are_no_numbers(config, tmp_path, value):
     path = tmp_path / "bad.jsonl"
@@ -141,3 +165,11 @@ def test_cola_in_150_steps(tmp_path, minilm, data_root):
     scores, _ = check_run(glue(tmp_path, minilm, cola(data_root), max_steps=150, per_device_train_batch_size=16))
     # In so few steps MiniLM stays at the majority class: only the loss shows that it learns.
     assert scores["loss"] < 0.66
+
+
+@pytest.mark.slow
+def test_stsb_in_100_steps(tmp_path, minilm, data_root):
+    training = {"max_steps": 100, "per_device_train_batch_size": 16, "learning_rate": 1e-3}
+    scores, _ = check_run(glue(tmp_path, minilm, stsb(data_root) | {"eval_examples": 500}, **training))
+    # From a head that starts at 0, its Pearson correlation is 0.2 after twice as many steps.
+    assert scores["pearson"] > 0.7

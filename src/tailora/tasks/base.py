@@ -5,7 +5,7 @@ from __future__ import annotations
 import abc
 import copy
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Self
 
 from tailora.artifacts import content_hash
@@ -54,12 +54,14 @@ class LoadedModel:
         new_modules: Top-level modules with weights that the checkpoint lacks, such as ``classifier``; they train
             fully.
         new_weights: Modules whose weights are newly initialised.
+        first_answer: What a new head of one output says before it has learned anything: its bias, where it has one.
     """
 
     model: Any
     tokenizer: Any
     new_modules: tuple[str, ...] = ()
     new_weights: tuple[str, ...] = ()
+    first_answer: float = 0.0
 
     def fresh(self, seed: int) -> LoadedModel:
         """Return a copy whose newly initialised weights depend on ``seed`` alone.
@@ -77,8 +79,12 @@ class LoadedModel:
             torch.manual_seed(seed)
             for name in self.new_weights:
                 # The model's own rule for this kind of module, so a head starts as transformers would start it.
-                model._init_weights(model.get_submodule(name))
-        return LoadedModel(model, copy.deepcopy(self.tokenizer), self.new_modules, self.new_weights)
+                module = model.get_submodule(name)
+                model._init_weights(module)
+                linear = isinstance(module, torch.nn.Linear) and module.out_features == 1
+                if self.first_answer and linear and module.bias is not None:
+                    module.bias.fill_(self.first_answer)
+        return replace(self, model=model, tokenizer=copy.deepcopy(self.tokenizer))
 
 
 class Task(abc.ABC):
