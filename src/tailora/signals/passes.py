@@ -230,6 +230,7 @@ class Pass:
             parameter.grad = None
         outputs = self._outputs(batch)
         losses = self._losses(outputs, batch, size)
+        del outputs  # logits that nobody needs again need no memory while the pass goes back
         if numbers is not None:
             numbers += self._numbers(batch, size, len(losses))
         finite = torch.isfinite(losses)

@@ -47,14 +47,18 @@ def terms(kind: Kind, loss: str, outputs: Any, batch: Mapping[str, Any], seeds: 
         UserError: The loss has no distribution to draw from, or no classes to sum over.
     """
     ones = torch.ones(len(seeds))
+    logits = outputs.logits.detach() if hasattr(outputs, "logits") and kind != "empirical" else None
+    # What is still held here while the caller goes backwards adds to the peak: logits over a large vocabulary are much.
+    del outputs
     if kind == "empirical":
         yield Term(batch, ones, True)
         return
-    logits = outputs.logits.detach() if hasattr(outputs, "logits") else None
     if kind == "true":
         if logits is None:
             raise UserError(f"kind 'true' draws labels from logits, which loss {loss!r} has not; use kind='empirical'")
-        yield Term({**batch, "labels": draw_labels(loss, logits, batch["labels"], seeds)}, ones, True)
+        drawn = draw_labels(loss, logits, batch["labels"], seeds)
+        del logits
+        yield Term({**batch, "labels": drawn}, ones, True)
         return
     if loss != "classification" or logits is None:
         raise UserError(
@@ -62,6 +66,7 @@ def terms(kind: Kind, loss: str, outputs: Any, batch: Mapping[str, Any], seeds: 
             "kind='true'"
         )
     probabilities = logits.double().softmax(dim=-1).cpu()
+    del logits
     classes = probabilities.shape[1]
     for label in range(classes):
         labels = torch.full_like(batch["labels"], label)

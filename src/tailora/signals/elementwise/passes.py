@@ -120,12 +120,13 @@ class Passes:
         for place, row in enumerate(rows):
             alone = self._gradients_of_row(take_rows(batch, [row]), self.seen + row)
             together = [None if one is None else one[place] for one in held]
+            scale = _scale(alone)
             for slot, one, other in zip(self.slots, together, alone, strict=True):
                 if one is not None and slot.swapped:
                     one = one.t()
                 if one is None and other is not None and bool((other != 0).any()):
                     return f"{slot.name} has a gradient although its layer is never called"
-                if not _agree(one, other, alone):
+                if not _agree(one, other, scale):
                     return f"batched gradients of {slot.name} differ from those of single examples"
         return ""
 
@@ -178,7 +179,8 @@ class Passes:
         if self._trims is None:
             self.model.eval()
             padded, bare = self._gradients_of_row(one, seed), self._gradients_of_row(short, seed)
-            self._trims = all(_agree(a, b, padded) for a, b in zip(padded, bare, strict=True))
+            scale = _scale(padded)
+            self._trims = all(_agree(a, b, scale) for a, b in zip(padded, bare, strict=True))
             self._set_mode()
         return short if self._trims else one
 
@@ -189,6 +191,7 @@ class Passes:
         outputs = self._forward(one)
         term = next(iter(self._terms(outputs, one, [seed])))
         losses = self._losses(outputs, term, 1)
+        del outputs
         if losses.requires_grad:
             losses.sum().backward()
         return [None if slot.parameter.grad is None else slot.parameter.grad.detach().clone() for slot in self.slots]
@@ -200,6 +203,8 @@ class Passes:
         sums = torch.zeros(2, len(seeds), dtype=torch.float64)
         for term in self._terms(outputs, batch, seeds):
             losses = self._losses(outputs, term, len(seeds))
+            if term.last or first_only:
+                outputs = None  # logits that nobody needs again need no memory while the pass goes back
             counted = counted_examples(self.loss_name, term.batch, losses).cpu().double()
             if not torch.isfinite(losses).all():
                 return None
@@ -310,19 +315,22 @@ def _telling_rows(batch: Mapping[str, Any]) -> list[int]:
     return [rows[-1], rows[0]] if len(rows) > 1 else []
 
 
-def _agree(one: Tensor | None, other: Tensor | None, scale: Sequence[Tensor | None]) -> bool:
+def _scale(gradients: Sequence[Tensor | None]) -> tuple[float, bool]:
+    """Return the largest norm of any gradient of an example, and whether any is of 16 bits."""
+    given = [one for one in gradients if one is not None]
+    coarse = any(one.dtype in (torch.float16, torch.bfloat16) for one in given)
+    return max((float(one.double().norm()) for one in given), default=0.0), coarse
+
+
+def _agree(one: Tensor | None, other: Tensor | None, scale: tuple[float, bool]) -> bool:
     """Tell whether two gradients are the same but for rounding, seen against the largest one of all."""
-    if one is None and other is None:
-        return True
     known = one if one is not None else other
     if known is None:
         return True
-    coarse = any(s is not None and s.dtype in (torch.float16, torch.bfloat16) for s in scale)
-    fine = known.dtype == torch.float64
-    tolerance = 0.1 if coarse else 1e-7 if fine else 1e-3
+    largest, coarse = scale
+    tolerance = 0.1 if coarse else 1e-7 if known.dtype == torch.float64 else 1e-3
     a = torch.zeros_like(known, dtype=torch.float64) if one is None else one.double()
     b = torch.zeros_like(a) if other is None else other.double()
-    largest = max((float(s.double().norm()) for s in scale if s is not None), default=0.0)
     difference = float((a - b).norm())
     # Not finite: nothing can be said here, and the batch itself will be refused or skipped.
     return not difference > tolerance * max(float(b.norm()), 1e-3 * largest)
