@@ -68,14 +68,23 @@ def wide(layers: int = 2) -> nn.Module:
 
 def wider(layers: int = 1) -> nn.Module:
     """Return one block as wide as a language model of a billion parameters, where all gradients are sketched."""
+    return _block(layers, 2048, 5632, heads=16, key_value_heads=16)
+
+
+def widest(layers: int = 1) -> nn.Module:
+    """Return one block of Llama 8B's shapes."""
+    return _block(layers, 4096, 14336, heads=32, key_value_heads=8)
+
+
+def _block(layers: int, width: int, inner: int, *, heads: int, key_value_heads: int) -> nn.Module:
     torch.manual_seed(0)
     config = tf.LlamaConfig(
         vocab_size=2000,
-        hidden_size=2048,
-        intermediate_size=5632,
+        hidden_size=width,
+        intermediate_size=inner,
         num_hidden_layers=layers,
-        num_attention_heads=16,
-        num_key_value_heads=16,
+        num_attention_heads=heads,
+        num_key_value_heads=key_value_heads,
         tie_word_embeddings=True,
     )
     return tf.LlamaForCausalLM(config).eval()
@@ -87,6 +96,7 @@ MODELS = {
     "Llama 256/8L": (llama, False, 8, 256, 8),
     "BERT 1024/2L": (wide, True, 16, 64, 16),
     "Llama 2048/1L": (wider, False, 4, 128, 16),
+    "Llama 4096/1L": (widest, False, 4, 128, 8),
 }
 
 
