@@ -1,6 +1,6 @@
 """What the profile of the base weights costs beside a plain pass, and how the cost grows.
 
-Run: python benchmarks/signals.py [SECTION ...] [--rounds 5] [--threads 2] [--models Llama]
+Run: python benchmarks/signals.py [SECTION ...] [--rounds 5] [--threads 2] [--models Llama] [--batches 32]
 
 Every round measures every row once, in a new order; a row's ratio is the median over rounds of its time divided by the
 floor's of the same round.  The floor of "gradients" is a plain forward and backward pass of the same batches in which
@@ -237,12 +237,15 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--models", default="", help="beginnings of their names, joined by commas; all by default")
+    parser.add_argument("--batches", type=int, help="of the section gradients, instead of each model's own number")
     given = parser.parse_args()
     torch.set_num_threads(given.threads)
     warnings.simplefilter("ignore")
     for name in list(MODELS):
         if not name.startswith(tuple(given.models.split(","))):
             del MODELS[name]
+        elif given.batches:
+            MODELS[name] = (*MODELS[name][:-1], given.batches)
     print(f"torch {torch.__version__}, {given.threads} threads, {given.rounds} rounds")
     for name in given.sections or SECTIONS:
         SECTIONS[name](given.rounds)
