@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from tailora.errors import TrainingError, UserError
 from tailora.signals.elementwise.model import choose_loss_of
+from tailora.signals.examples import on_device
 from tailora.signals.losses import Loss
 
 
@@ -70,12 +71,11 @@ def warm_up(
     """
     if not batches:
         raise UserError("there are no calibration batches; give at least one batch with labels")
-    device = next(model.parameters()).device
     training = {module: module.training for module in model.modules()}
     gradients = [(parameter, parameter.grad) for parameter in model.parameters()]
     losses: list[float] = []
     devices = sorted({p.device for p in parameters if p.device.type == "cuda"}, key=str)
-    with torch.random.fork_rng(devices=devices), torch.enable_grad():
+    with torch.random.fork_rng(devices=devices), torch.inference_mode(False), torch.enable_grad():
         torch.manual_seed(seed)
         try:
             for parameter, _ in gradients:
@@ -83,9 +83,7 @@ def warm_up(
             model.train()
             optimizer = torch.optim.AdamW(parameters, lr=learning_rate, weight_decay=0.0)
             for step in range(steps):
-                batch = batches[step % len(batches)]
-                batch = {k: v.to(device) if isinstance(v, Tensor) else v for k, v in batch.items()}
-                value = batch_loss(model, batch, loss)
+                value = batch_loss(model, on_device(batches[step % len(batches)], model), loss)
                 losses.append(float(value.detach()))
                 if not torch.isfinite(value):
                     raise TrainingError(

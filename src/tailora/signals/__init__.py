@@ -21,6 +21,7 @@ from tailora.signals.statistics.example_b import ExampleB
 from tailora.signals.statistics.example_norms import ExampleNorms
 from tailora.signals.statistics.mean_gradient import MeanGradient
 from tailora.signals.statistics.moments import InputMoments, OutputGradientMoments
+from tailora.signals.statistics.squares import InputSquares, OutputGradientSquares
 
 SIGNALS: Registry[Signal] = Registry("signal")
 
@@ -93,7 +94,7 @@ SIGNALS.add(
 )
 SIGNALS.add(
     "activation_second_moment",
-    Signal(activations.activation_second_moment, (InputMoments,), "activation squared", _ONE),
+    Signal(activations.activation_second_moment, (InputSquares,), "activation squared", _ONE),
     summary="mean squared length of the inputs, the trace of K-FAC's input factor",
     citation="Martens and Grosse 2015, K-FAC, arXiv 1503.05671",
 )
@@ -111,7 +112,7 @@ SIGNALS.add(
 )
 SIGNALS.add(
     "output_gradient_second_moment",
-    Signal(activations.output_gradient_second_moment, (OutputGradientMoments,), "(nats / activation) squared", _ONE),
+    Signal(activations.output_gradient_second_moment, (OutputGradientSquares,), "(nats / activation) squared", _ONE),
     summary="mean squared length of the output gradients, the trace of K-FAC's output factor",
     citation="Martens and Grosse 2015, K-FAC, arXiv 1503.05671",
 )

@@ -8,6 +8,7 @@ import numpy as np
 
 from tailora.signals.base import Context
 from tailora.signals.statistics.moments import InputMoments, Moments, OutputGradientMoments
+from tailora.signals.statistics.squares import InputSquares, OutputGradientSquares
 
 
 def activation_second_moment(context: Context, statistics: Any) -> np.ndarray:
@@ -17,12 +18,12 @@ def activation_second_moment(context: Context, statistics: Any) -> np.ndarray:
 
     Args:
         context: The targets.
-        statistics: With ``InputMoments``.
+        statistics: With ``InputSquares``.
 
     Returns:
         float64 ``[n_targets]``.
     """
-    return _second_moments(context, statistics[InputMoments])
+    return statistics[InputSquares].means().numpy()
 
 
 def output_gradient_second_moment(context: Context, statistics: Any) -> np.ndarray:
@@ -32,12 +33,12 @@ def output_gradient_second_moment(context: Context, statistics: Any) -> np.ndarr
 
     Args:
         context: The targets.
-        statistics: With ``OutputGradientMoments``.
+        statistics: With ``OutputGradientSquares``.
 
     Returns:
         float64 ``[n_targets]``.
     """
-    return _second_moments(context, statistics[OutputGradientMoments])
+    return statistics[OutputGradientSquares].means().numpy()
 
 
 def activation_spectrum(context: Context, statistics: Any) -> np.ndarray:
@@ -85,10 +86,6 @@ def explained_variance(context: Context, statistics: Any) -> np.ndarray:
     """
     values, traces = _eigenvalues(context, statistics[InputMoments], centred=True)
     return values / np.where(traces > 0, traces, 1.0)[:, None]
-
-
-def _second_moments(context: Context, moments: Moments) -> np.ndarray:
-    return np.array([moments.second_moment(index) for index, _ in enumerate(context.targets)], dtype=np.float64)
 
 
 def _eigenvalues(context: Context, moments: Moments, *, centred: bool) -> tuple[np.ndarray, np.ndarray]:

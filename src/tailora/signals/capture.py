@@ -36,8 +36,9 @@ class Recorder(Pausable):
         targets: What is recorded.
         gradients: Whether output gradients are wanted; without them a forward pass alone is recorded.
         clone: Whether inputs are copied when recorded.
-        sink: Given a target's index and its calls as soon as all their gradients are there, so that nothing is held
-            until the end of the backward pass; ``None`` keeps everything until ``clear``.
+        sink: Given a target's index and its calls as soon as all their gradients are there, or each call at once where
+            gradients are not wanted, so that nothing is held until the end of the pass; ``None`` keeps everything until
+            ``clear``.
         calls: Per target, the calls of the current pass that wait.
     """
 
@@ -87,7 +88,10 @@ class Recorder(Pausable):
                 return output
             given = args[0] if args else next(value for value in kwargs.values() if isinstance(value, Tensor))
             if not self.gradients:
-                self._record(index, given)
+                call = self._record(index, given)
+                if self.sink is not None:
+                    self.calls[index].clear()
+                    self.sink(index, [call])
                 return output
             if not torch.is_grad_enabled():
                 # Reentrant checkpointing runs the forward pass without a graph and again, with one, in the backward.

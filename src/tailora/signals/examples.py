@@ -69,7 +69,12 @@ def on_device(batch: Mapping[str, Any], model: nn.Module) -> dict[str, Any]:
         A new dict.
     """
     device = input_device(model)
-    return {key: value.to(device) if isinstance(value, Tensor) else value for key, value in batch.items()}
+
+    def moved(value: Tensor) -> Tensor:
+        value = value.to(device)
+        return value.clone() if value.is_inference() else value  # what inference mode made takes no part in a graph
+
+    return {key: moved(value) if isinstance(value, Tensor) else value for key, value in batch.items()}
 
 
 def digests(batch: Mapping[str, Any], size: int, examples: int) -> list[int]:

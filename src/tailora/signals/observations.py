@@ -47,6 +47,13 @@ class Observation:
         return 0 if held is None else len(held)
 
     @property
+    def device(self) -> torch.device:
+        """Where it was seen."""
+        held = self.inputs if self.weights is None else self.weights
+        assert held is not None
+        return held.device
+
+    @property
     def has_gradients(self) -> bool:
         """Whether the loss reached the target."""
         return self.weights is not None or self.output_gradients is not None

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 
 from tailora.errors import ProfileError, UserError
+from tailora.signals.agreement import draws, first_difference, squared_norm
 from tailora.signals.base import Statistic
 from tailora.signals.batching import count_examples
+from tailora.signals.calling import for_inputs, needs_labels
 from tailora.signals.capture import (
     Call,
     InputsModified,
@@ -21,12 +23,12 @@ from tailora.signals.capture import (
     is_batched,
     observe,
 )
-from tailora.signals.elementwise.model import labels_matter
 from tailora.signals.examples import digests, example_of, for_model, halves_of, halves_together, real_positions
 from tailora.signals.hidden_states import BlockStates
 from tailora.signals.losses import Loss, choose_loss, counted_examples
 from tailora.signals.model_labels import model_labels
 from tailora.signals.observations import Observation
+from tailora.signals.quiet import without_autocast
 from tailora.signals.statistics.mean_gradient import MeanGradient
 from tailora.targets import Target
 
@@ -138,7 +140,7 @@ class Pass:
                 self.one_by_one = f"the input of {target.name} is {shape} in a batch of {size} examples"
                 return False
         seen = self._seen(batch, size, examples)
-        if self.how.check and not self.proved and examples > 1 and not self._draws():
+        if self.how.check and not self.proved and examples > 1 and not draws(self.model, self.how.mode):
             with self._looking_away():
                 self._compare(batch, size, examples, seen)
             if self.one_by_one:
@@ -153,12 +155,7 @@ class Pass:
         numbers: list[int] = []
 
         def sink(index: int, calls: list[Call]) -> None:
-            if not is_batched(calls, size):
-                raise ProfileError(
-                    f"the input of {self.targets[index].name} is {list(calls[0].inputs.shape)} in a batch of {size} "
-                    "examples, unlike in the batches before; give batches of equal form"
-                )
-            seen = observe(calls, len(numbers))
+            seen = observe(self._as_before(index, calls, size), len(numbers))
             if seen is None:
                 return
             self._describe(batch, index, seen, len(calls), numbers)
@@ -201,25 +198,52 @@ class Pass:
         return size // max(len(losses), 1)
 
     def _inputs(self, batch: dict[str, Any], size: int, *, alone: bool = False) -> bool:
-        """Take what a forward pass alone shows."""
+        """Take what a forward pass alone shows; return false, with the reason kept, where rows are not examples."""
         self.recorder.clear()
-        self.model(**for_model(batch))
-        for target, calls in zip(self.targets, self.recorder.calls, strict=True):
-            if size > 1 and calls and not is_batched(calls, size):
-                self.one_by_one = (
-                    f"the input of {target.name} is {list(calls[0].inputs.shape)} in a batch of {size} examples"
-                )
-                return False
         numbers = self._numbers(batch, size, size)
-        for index, calls in enumerate(self.recorder.calls):
+
+        def sink(index: int, calls: list[Call]) -> None:
             seen = observe(calls, 1 if alone else size, gradients=False)
             if seen is not None:
                 self._describe(batch, index, seen, len(calls), numbers)
                 self._update(index, seen)
+
+        if self.proved and size > 1:
+            # Counted while a layer's input is still in the processor's cache, and let go: 5 to 10 % of a forward pass.
+            self._forward(batch, lambda index, calls: sink(index, self._as_before(index, calls, size)))
+        else:
+            self._forward(batch)
+            for target, calls in zip(self.targets, self.recorder.calls, strict=True):
+                if size > 1 and not is_batched(calls, size):
+                    self.one_by_one = (
+                        f"the input of {target.name} is {list(calls[0].inputs.shape)} in a batch of {size} examples"
+                    )
+                    return False
+            for index, calls in enumerate(self.recorder.calls):
+                for call in calls:
+                    sink(index, [call])
+        self.proved = self.proved or size > 1
         self.examples += size
         self._commit(numbers)
         self._keep_states(batch, None)
         return True
+
+    def _forward(self, batch: dict[str, Any], sink: Callable[[int, list[Call]], None] | None = None) -> None:
+        """Run the model for its layers' inputs alone."""
+        self.recorder.sink = sink
+        try:
+            self.model(**for_inputs(self.model, self.targets, batch))
+        finally:
+            self.recorder.sink = None
+
+    def _as_before(self, index: int, calls: list[Call], size: int) -> list[Call]:
+        """Return the calls, whose rows must be examples now that this was found to be so."""
+        if not is_batched(calls, size):
+            raise ProfileError(
+                f"the input of {self.targets[index].name} is {list(calls[0].inputs.shape)} in a batch of {size} "
+                "examples, unlike in the batches before; give batches of equal form"
+            )
+        return calls
 
     def _forward_backward(
         self, batch: dict[str, Any], size: int, numbers: list[int] | None = None
@@ -256,16 +280,8 @@ class Pass:
         outputs = self.model(**given)
         if self._drop_labels is None and self.loss_function is None:
             with torch.no_grad(), self._looking_away(), self.recorder.paused():
-                self._drop_labels = not callable(self.how.loss) and not self._needs_labels(batch)
+                self._drop_labels = not callable(self.how.loss) and not needs_labels(self.model, batch)
         return outputs
-
-    def _needs_labels(self, batch: dict[str, Any]) -> bool:
-        """Tell from one example whether the outputs depend on the labels; whatever cannot be told apart keeps them."""
-        try:
-            one = for_model(example_of(batch, 0, 1))
-            return labels_matter(self.model, one, self.model(**one))
-        except Exception:
-            return True
 
     def _losses(self, outputs: Any, batch: dict[str, Any], size: int) -> Tensor:
         if self.loss_function is None:
@@ -354,30 +370,22 @@ class Pass:
     def _update(self, index: int, seen: Observation) -> None:
         if seen.has_gradients:
             self.reached.add(index)
-        for statistic in self.statistics:
-            if seen.has_gradients or statistic.source == "inputs":
-                statistic.update(index, seen)
-
-    def _draws(self) -> bool:
-        """Tell whether two passes differ by chance, so that examples alone cannot be compared with the batch."""
-        return self.how.mode == "train" and any(
-            isinstance(module, nn.Dropout) and module.p > 0 for module in self.model.modules()
-        )
+        with without_autocast(seen.device):
+            for statistic in self.statistics:
+                if seen.has_gradients or statistic.source == "inputs":
+                    statistic.update(index, seen)
 
     def _compare(self, batch: dict[str, Any], size: int, examples: int, seen: Seen) -> None:
         """Fall back to one example at a time when two examples' gradients depend on who else is in the batch."""
         rows, step = (0, examples - 1), size // examples
-        together = [[_squared_norm(held, row) for held in seen] for row in rows]
-        coarse = any(p.dtype in (torch.float16, torch.bfloat16) for p in self.model.parameters())
+        together = [[squared_norm(held, row) for held in seen] for row in rows]
         for row, wholes in zip(rows, together, strict=True):
             single = example_of(batch, row, step)
             self._forward_backward(single, step)
-            alone = [_squared_norm(held, 0) for held in self._seen(single, step, 1)]
-            scale = max(max(alone), 1e-300)
-            for target, one, other in zip(self.targets, wholes, alone, strict=True):
-                if abs(one - other) > (0.1 if coarse else 2e-3) * max(other, 1e-6 * scale):
-                    self.one_by_one = f"batched gradients of {target.name} differ from those of single examples"
-                    return
+            alone = [squared_norm(held, 0) for held in self._seen(single, step, 1)]
+            if (name := first_difference(self.model, self.targets, wholes, alone)) is not None:
+                self.one_by_one = f"batched gradients of {name} differ from those of single examples"
+                return
 
     def _not_finite(self, index: int, bad: Tensor, offset: int = 0) -> ProfileError:
         return ProfileError(
@@ -388,12 +396,3 @@ class Pass:
     def _first(self, bad: Tensor, offset: int = 0) -> int:
         """Return the first bad example by its place in the batch as it was given."""
         return min(self._place(row + offset) for row in bad.nonzero().flatten().tolist())
-
-
-def _squared_norm(seen: Observation | None, row: int) -> float:
-    """Return the squared norm of one example's gradient."""
-    if seen is None:
-        return 0.0
-    one = torch.zeros(len(seen), dtype=torch.bool)
-    one[row] = True
-    return float(seen.rows(one).squared_norms()[0])

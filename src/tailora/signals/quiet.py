@@ -9,6 +9,8 @@ from typing import Any, Literal
 import torch
 from torch import nn
 
+from tailora.errors import UserError
+
 Mode = Literal["eval", "train"]
 
 
@@ -31,12 +33,25 @@ class Pausable:
             self._paused = False
 
 
+def without_autocast(device: torch.device) -> contextlib.AbstractContextManager[Any]:
+    """Switch autocast off where it is on, so that sums are taken in the dtype they are meant to be taken in.
+
+    Args:
+        device: Where the work is done.
+
+    Returns:
+        A context; entering autocast's own once a layer costs a short batch several percent, so it is empty elsewhere.
+    """
+    on = torch.is_autocast_enabled(device.type)
+    return torch.autocast(device.type, enabled=False) if on else contextlib.nullcontext()
+
+
 @contextlib.contextmanager
 def undisturbed(model: nn.Module, direct: Mapping[int, nn.Parameter], mode: Mode = "eval") -> Iterator[None]:
     """Freeze and quieten a model, and give everything back as it was, whatever happens.
 
-    No parameter requires a gradient but ``direct`` ones, and there is no key-value cache; training flags,
-    ``requires_grad``, ``.grad`` and the random state return afterwards.
+    No parameter requires a gradient but ``direct`` ones, there is no key-value cache and no inference mode; training
+    flags, ``requires_grad``, ``.grad`` and the random state return afterwards.
 
     Args:
         model: The model.
@@ -45,7 +60,15 @@ def undisturbed(model: nn.Module, direct: Mapping[int, nn.Parameter], mode: Mode
 
     Yields:
         Nothing.
+
+    Raises:
+        UserError: The model's weights can have no gradient.
     """
+    if (name := next((name for name, held in model.named_parameters() if held.is_inference()), None)) is not None:
+        raise UserError(
+            f"parameter {name!r} was made under torch.inference_mode and can have no gradient; make or load the model "
+            "outside of it"
+        )
     training = {module: module.training for module in model.modules()}
     required = {parameter: parameter.requires_grad for parameter in model.parameters()}
     # Parameters that are kept off their device are replaced by new ones whenever their module runs.
@@ -54,7 +77,8 @@ def undisturbed(model: nn.Module, direct: Mapping[int, nn.Parameter], mode: Mode
     found = [getattr(module, "config", None) for module in model.modules()]
     configs: dict[int, Any] = {id(config): config for config in found if getattr(config, "use_cache", None)}
     devices = sorted({p.device for p in required if p.device.type == "cuda"}, key=str)
-    with torch.random.fork_rng(devices=devices):
+    # A caller's inference mode would forbid the graph, and the look at whether an input was changed in place.
+    with torch.random.fork_rng(devices=devices), torch.inference_mode(False):
         try:
             model.train(mode == "train")
             for parameter in required:

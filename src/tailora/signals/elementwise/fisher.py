@@ -14,6 +14,7 @@ from tailora.signals.elementwise.kinds import KINDS, Kind
 from tailora.signals.elementwise.model import live_inputs
 from tailora.signals.elementwise.passes import Options, Passes
 from tailora.signals.elementwise.slots import Reduction
+from tailora.signals.examples import on_device
 from tailora.signals.losses import Loss
 from tailora.signals.quiet import undisturbed
 
@@ -118,11 +119,10 @@ def elementwise_fisher(
     passes = Passes(model, chosen, options)
     if one_by_one:
         passes.one_by_one = "one_by_one=True was asked for"
-    device = next(model.parameters()).device
     with undisturbed(model, dict(enumerate(chosen.values()))), live_inputs(model), torch.enable_grad():
         torch.manual_seed(seed)
         for batch in batches:
-            passes.take({k: v.to(device) if isinstance(v, Tensor) else v for k, v in batch.items()})
+            passes.take(on_device(batch, model))
             if one_by_one is False and passes.one_by_one:
                 raise ProfileError(
                     f"whole batches are not exact here: {passes.one_by_one}; leave one_by_one at None to take examples "

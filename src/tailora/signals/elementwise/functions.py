@@ -6,7 +6,6 @@ recompute it.  A zero that requires a gradient keeps the graph alive where nothi
 
 from __future__ import annotations
 
-import contextlib
 import functools
 from collections.abc import Callable
 from typing import Any
@@ -15,6 +14,8 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
+
+from tailora.signals.quiet import without_autocast
 
 Take = Callable[[Tensor, Tensor], None]
 """Called with what was saved and the gradient at the output."""
@@ -52,12 +53,6 @@ def spark(like: Tensor) -> Tensor:
     return _spark(like.device)
 
 
-def _without_autocast(device: torch.device) -> contextlib.AbstractContextManager[Any]:
-    """Switch autocast off where it is on; entering its context once a layer costs a short batch several percent."""
-    on = torch.is_autocast_enabled(device.type)
-    return torch.autocast(device.type, enabled=False) if on else contextlib.nullcontext()
-
-
 class LinearTap(torch.autograd.Function):
     """A linear layer, ``y = x W^T + b``, whose weight gets no gradient of its own."""
 
@@ -73,7 +68,7 @@ class LinearTap(torch.autograd.Function):
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:  # pyright: ignore[reportIncompatibleMethodOverride]
         """Hand input and output gradient on, and return the gradient of the input."""
         x, weight = ctx.saved_tensors
-        with _without_autocast(gradient.device):
+        with without_autocast(gradient.device):
             ctx.take(x, gradient)
             inner = None
             if ctx.needs_input_grad[0]:
@@ -96,7 +91,7 @@ class TableTap(torch.autograd.Function):
     def backward(ctx: Any, gradient: Tensor) -> tuple[None, ...]:  # pyright: ignore[reportIncompatibleMethodOverride]
         """Hand row numbers and output gradient on."""
         (rows,) = ctx.saved_tensors
-        with _without_autocast(gradient.device):
+        with without_autocast(gradient.device):
             ctx.take(rows, gradient)
         return None, None, None, None
 
@@ -116,6 +111,6 @@ class Tap(torch.autograd.Function):
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:  # pyright: ignore[reportIncompatibleMethodOverride]
         """Hand the saved tensor and the gradient on, and let the gradient pass."""
         (saved,) = ctx.saved_tensors
-        with _without_autocast(gradient.device):
+        with without_autocast(gradient.device):
             ctx.take(saved, gradient)
         return gradient, None, None, None

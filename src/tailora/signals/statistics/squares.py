@@ -1,0 +1,71 @@
+"""Squared lengths of a layer's inputs and output gradients: the trace of a second moment without its matrix."""
+
+from __future__ import annotations
+
+import abc
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor
+
+from tailora.signals.base import Context, Statistic
+from tailora.signals.observations import Observation, wide
+
+
+class Squares(Statistic):
+    """``sum ||v||^2`` over real positions and their number, per target."""
+
+    def __init__(self, context: Context) -> None:
+        """Start at zero."""
+        super().__init__(context)
+        # Sums stay on the vectors' device until the end: one synchronisation, not one a target a batch.
+        self._sums: list[Tensor | None] = [None] * len(context.targets)
+
+    @abc.abstractmethod
+    def vectors(self, seen: Observation) -> Tensor | None:
+        """Return what is summed, ``[n, t, d]``."""
+
+    def update(self, index: int, seen: Observation) -> None:
+        """Add the squared lengths at real positions."""
+        vectors = self.vectors(seen)
+        if vectors is None:
+            return
+        squares = torch.linalg.vector_norm(wide(vectors), dim=2).double().square()
+        real = torch.ones_like(squares) if seen.real is None else seen.real.double()
+        added = torch.stack([(squares * real).sum(), real.sum()])
+        held = self._sums[index]
+        self._sums[index] = added if held is None else held.add_(added)
+
+    def means(self) -> Tensor:
+        """Return the mean squared length per target, float64 ``[n_targets]`` on the host; 0 where nothing was seen."""
+        sums = self.state()["sums"]
+        return sums[:, 0] / sums[:, 1].clamp(min=1)
+
+    def state(self) -> dict[str, Tensor]:
+        """Return ``sums``, squared lengths and counts, float64 ``[n_targets, 2]``."""
+        zero = torch.zeros(2, dtype=torch.float64)
+        return {"sums": torch.stack([zero if held is None else held.cpu() for held in self._sums])}
+
+    def load(self, state: Mapping[str, Tensor]) -> None:
+        """Take the sums."""
+        self._sums = list(state["sums"].double().unbind())
+
+
+class InputSquares(Squares):
+    """Squared lengths of a target's inputs."""
+
+    source = "inputs"
+
+    def vectors(self, seen: Observation) -> Tensor | None:
+        """Return the inputs."""
+        return seen.inputs
+
+
+class OutputGradientSquares(Squares):
+    """Squared lengths of the gradients at a target's outputs."""
+
+    source = "gradients"
+
+    def vectors(self, seen: Observation) -> Tensor | None:
+        """Return the output gradients."""
+        return seen.output_gradients
