@@ -208,6 +208,7 @@ def inputs(rounds: int) -> None:
         rows = {
             "forward": forward(model, batches),
             "forward again": forward(model, batches),
+            "activation_second_moment": profiled(model, given, ("activation_second_moment",)),
             "explained_variance": profiled(model, given, ("explained_variance",)),
             "peft's EVA (its components too)": eva(make(), batches),
         }
