@@ -262,6 +262,11 @@ def test_bounds_and_multiples(profiles):
         ({"budget": "1e99"}, BudgetError, "more than the largest ranks allowed on the 14 targets"),
         ({"budget": "r=17"}, BudgetError, "more than the largest ranks allowed"),
         ({"budget": "r=2", "r_min": 3}, BudgetError, "below the smallest plan: rank 3 on each of the 14"),
+        (
+            {"recipe": "fim-lora-faithful", "budget": "r=2", "r_max": 3},
+            UserError,
+            "r_max=3 has no effect on recipe 'fim-lora-faithful', whose published rule writes the ranks itself",
+        ),
         ({"budget": "r=2", "r_max": 0}, UserError, "r_max 0 must be at least 1 and below 2,147,483,648"),
         ({"budget": "r=2", "r_max": "many"}, UserError, "recipe 'lora': allocation.r_max='many' .*factor such as '4x'"),
         ({"budget": "r=2", "r_max": 2, "multiple": 4}, BudgetError, "leaves no multiple of 4"),

@@ -40,10 +40,21 @@ def environment() -> dict[str, Any]:
             "deterministic_algorithms": torch.are_deterministic_algorithms_enabled(),
             "cudnn_deterministic": torch.backends.cudnn.deterministic,
             "cudnn_benchmark": torch.backends.cudnn.benchmark,
-            "float32_matmul_precision": torch.get_float32_matmul_precision(),
+            "float32_matmul_precision": _float32_precision(),
             "hash_seed": os.environ.get("PYTHONHASHSEED"),
         },
     }
+
+
+def _float32_precision() -> str:
+    """Return the precision of float32 products, in the older words or, where a program set the newer ones, in those."""
+    import torch
+
+    try:
+        return torch.get_float32_matmul_precision()
+    except RuntimeError:
+        cpu: Any = torch.backends.mkldnn
+        return f"cuda {torch.backends.cuda.matmul.fp32_precision}, cpu {cpu.matmul.fp32_precision}"
 
 
 def _version(package: str) -> str | None:

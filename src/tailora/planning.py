@@ -355,4 +355,10 @@ def override_allocation(recipe: Recipe, overrides: Mapping[str, Any]) -> Recipe:
             data["allocation"][key] = value
         else:
             data["allocation"]["options"][key] = value
+    bound = next((key for key in ("r_min", "r_max", "multiple") if key in given), None)
+    if bound is not None and data["allocation"].get("faithful"):
+        raise UserError(
+            f"{bound}={given[bound]!r} has no effect on recipe {recipe.name!r}, whose published rule writes the ranks "
+            "itself; leave it out, or fit the ranks to a budget with faithful=False"
+        )
     return load_recipe(data)

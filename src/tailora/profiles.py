@@ -253,6 +253,7 @@ def profile(
     from tailora.signals.adapted import adapted
     from tailora.signals.batching import refuse_flattened, sort_by_length
     from tailora.signals.collect import Collecting, collect
+    from tailora.signals.options import check_options
 
     if isinstance(signals, str):
         raise UserError(f"signals must be a list of names such as ({signals!r},), not one text")
@@ -335,58 +336,3 @@ def _of_adapters(signals: Sequence[str]) -> bool:
             "profiles"
         )
     return any(kinds.values())
-
-
-CHOICES = {
-    "labels": ("data", "model"),
-    "mode": ("eval", "train"),
-    "on_nonfinite": ("raise", "skip"),
-    "pooling": ("mean", "last", "first"),
-}
-"""Options of ``profile`` that are one of a few words."""
-
-
-def check_options(signals: Sequence[str], *, until: float | None = None, **given: Any) -> None:
-    """Refuse options of ``profile`` that cannot be used, before a model is loaded for them.
-
-    Args:
-        signals: The signals asked for.
-        until: As in ``profile``.
-        **given: Options among ``CHOICES``, and those that a signal of several passes cannot have; others are passed
-            over.
-
-    Raises:
-        UserError: One cannot be used.
-    """
-    for name, known in CHOICES.items():
-        if given.get(name, known[0]) not in known:
-            raise UserError(f"{name}={given[name]!r} is not known; use {' or '.join(map(repr, known))}")
-    if until is not None and ("fisher" not in signals or not 0 < until <= 1):
-        raise UserError(
-            f"until={until} must lie between 0 and 1 and needs the signal 'fisher'; add it or leave until out"
-        )
-    _check_several(signals, {**given, "until": until})
-
-
-def _check_several(signals: Sequence[str], given: Mapping[str, Any]) -> None:
-    """Refuse what does not go with signals that take several passes."""
-    from tailora.signals import SIGNALS
-    from tailora.signals.newton import held_out_of, iterations_of
-
-    name = next((name for name in signals if SIGNALS[name].solve is not None), None)
-    if name is None:
-        return
-    iterations_of(given.get("options") or {})
-    held_out_of(given.get("options") or {})
-    for option, plain in (("until", None), ("resume", None), ("keep_sums", False)):
-        if given.get(option, plain) != plain:
-            raise UserError(
-                f"{option}={given[option]!r} does not go with signal {name!r}, which takes several passes over all "
-                "batches; leave it out, or measure that signal in a profile of its own"
-            )
-    for option, plain in (("mode", "eval"), ("labels", "data"), ("on_nonfinite", "raise")):
-        if given.get(option, plain) != plain:
-            raise UserError(
-                f"{option}={given[option]!r} does not go with signal {name!r}, which needs {option}={plain!r}; leave "
-                "it out, or measure that signal in a profile of its own"
-            )

@@ -151,6 +151,7 @@ def test_uniform_at_the_same_cost(seed):
         ({"permute": -1}, "permute=-1 .* must be a seed"),
         ({"permute": "x"}, "permute='x' .* must be a seed"),
         ({"flatten": 1}, "flatten=1 .* must be true or false"),
+        ({"ffn": "no"}, "ffn='no' .* must be true or false"),
     ],
 )
 def test_options_that_cannot_be(options, sentence):

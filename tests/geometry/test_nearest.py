@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import importlib
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -109,6 +111,26 @@ def test_any_unit_of_length(size):
     np.testing.assert_allclose(found, search.nearest(torch.from_numpy(points)).distances * size, rtol=1e-12)
 
 
+@pytest.mark.parametrize("size", [1e-30, 1.0, 1e30, 1e200])
+def test_points_of_very_different_length_are_not_rounded_away(size):
+    """Some coordinates beyond float32's range beside others within it; the float32 stage must not certify them."""
+    generator = np.random.default_rng(0)
+    points = generator.normal(size=(300, 8)) * 10.0 ** generator.uniform(0, 9, size=(300, 1))
+    found = search.nearest(torch.from_numpy(points * size)).distances
+    np.testing.assert_allclose(found, direct(points) * size, rtol=1e-12)
+
+
+def test_subnormal_float32_points_keep_their_digits():
+    points = (np.random.default_rng(0).normal(size=(500, 5)) * 1e-41).astype(np.float32)
+    np.testing.assert_allclose(search.nearest(torch.from_numpy(points)).distances, direct(points), rtol=1e-12)
+
+
+def test_the_smallest_float64_points_do_not_overflow():
+    points = np.random.default_rng(0).normal(size=(40, 3)) * 1e-309
+    found = search.nearest(torch.from_numpy(points)).distances
+    np.testing.assert_allclose(found, direct(points * 2.0**1000) / 2.0**1000, rtol=1e-9)
+
+
 @pytest.mark.parametrize("n", [50, 700])
 def test_never_a_matrix_of_all_pairs(monkeypatch, n):
     monkeypatch.setattr(search, "CHUNK_ELEMENTS", 2048)
@@ -136,6 +158,24 @@ def test_reduced_precision_products_are_not_trusted(monkeypatch):
     finally:
         torch.set_float32_matmul_precision(before)
     assert seen[0][0] == torch.float64
+
+
+NEWER = """
+import numpy as np, torch
+torch.backends.cuda.matmul.fp32_precision = "tf32"
+torch.backends.mkldnn.matmul.fp32_precision = "bf16"
+from tailora.environment import environment
+from tailora.geometry.nearest import nearest
+points = torch.from_numpy(np.random.default_rng(0).normal(size=(200, 5)))
+direct = torch.linalg.vector_norm(points[:, None] - points, dim=2).sort(dim=1).values[:, 1:3].numpy()
+print(float(np.abs(nearest(points.float().double()).distances / direct - 1).max()) < 1e-5)
+print(environment()["flags"]["float32_matmul_precision"])
+"""
+
+
+def test_a_program_that_sets_the_newer_precision_words():
+    done = subprocess.run([sys.executable, "-c", NEWER], capture_output=True, text=True, check=False)
+    assert done.stdout.splitlines() == ["True", "cuda tf32, cpu bf16"], done.stderr
 
 
 def test_autocast_does_not_reach_the_search():

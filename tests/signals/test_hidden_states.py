@@ -38,7 +38,7 @@ def slow_pool(hidden, mask, pooling):
     rows = []
     for row, real in zip(hidden, mask.bool(), strict=True):
         kept = row[real]
-        rows.append({"mean": kept.mean(0), "last": kept[-1], "first": row[0]}[pooling])
+        rows.append({"mean": kept.mean(0), "last": kept[-1], "first": kept[0]}[pooling])
     return torch.stack(rows).numpy()
 
 
@@ -92,6 +92,19 @@ def test_two_stacks_have_masks_of_their_own(pooling):
     np.testing.assert_allclose(
         found.array(2, 1), slow_pool(states, given["decoder_attention_mask"], pooling), rtol=1e-5, atol=1e-6
     )
+
+
+@pytest.mark.parametrize("pooling", ["mean", "last", "first"])
+def test_padding_on_the_left_is_passed_over(pooling):
+    """Position 0 of such a row holds padding, whose states say nothing of the example."""
+    model = models.build("bert")
+    batch = {key: value.flip(1) if value.ndim == 2 else value for key, value in models.batches("bert")[0].items()}
+    assert not batch["attention_mask"][:, 0].all()
+    found = collect(model, [batch], pooling).result()
+    hidden = hidden_of(model, batch).hidden_states
+    for place, (index, side) in enumerate([(0, 0), (0, 1), (1, 1)]):
+        wanted = slow_pool(hidden[place], batch["attention_mask"], pooling)
+        np.testing.assert_allclose(found.array(index, side), wanted, rtol=1e-5, atol=1e-6)
 
 
 def test_a_shared_block_counts_from_first_input_to_last_output():

@@ -30,7 +30,7 @@ def gelora(problem: Problem) -> np.ndarray:
         float64 ``[n_targets, r_max]``.
     """
     ranks = _ranks(problem)
-    if _flat(problem):
+    if _switch(problem, "flatten"):
         # As in ``uniform``: a gain equal to the cost, so that ties are exact and are dealt out rank by rank.
         return np.where(ranks[:, None] > 0, problem.unit_costs, 0).astype(np.float64)
     return divisor_gains(problem, ranks.astype(np.float64))
@@ -56,7 +56,7 @@ def faithful_gelora(problem: Problem) -> np.ndarray:
     """
     limits = np.array([target.max_rank for target in problem.targets], dtype=np.int64)
     ranks = np.minimum(_ranks(problem), limits)
-    return uniform_at_same_cost(problem.targets, ranks.tolist()) if _flat(problem) else ranks
+    return uniform_at_same_cost(problem.targets, ranks.tolist()) if _switch(problem, "flatten") else ranks
 
 
 def block_ranks(
@@ -129,7 +129,7 @@ def _ranks(problem: Problem) -> np.ndarray:
     seed = problem.options.get("permute")
     if seed is not None:
         by_block = _permuted(by_block, seed)
-    feed_forward = bool(problem.options.get("ffn", False))
+    feed_forward = _switch(problem, "ffn")
     ranks = np.array([_rank_of(target, by_block, feed_forward) for target in problem.targets], dtype=np.int64)
     if not ranks.any():
         raise UserError(
@@ -140,12 +140,12 @@ def _ranks(problem: Problem) -> np.ndarray:
     return ranks
 
 
-def _flat(problem: Problem) -> bool:
-    """Tell whether the control with equal ranks is asked for."""
-    flat = problem.options.get("flatten", False)
-    if not isinstance(flat, bool):
-        raise UserError(f"option flatten={flat!r} of allocator 'gelora' must be true or false")
-    return flat
+def _switch(problem: Problem, name: str) -> bool:
+    """Return an option that is true or false; false where it is not given."""
+    value = problem.options.get(name, False)
+    if not isinstance(value, bool):
+        raise UserError(f"option {name}={value!r} of allocator 'gelora' must be true or false")
+    return value
 
 
 def _rank_of(target: Target, by_block: dict[Block, int], feed_forward: bool) -> int:

@@ -57,7 +57,8 @@ def intrinsic_dimension(
     lie (CPU or GPU); memory grows with N, not with its square.
 
     Args:
-        points: ``[N, D]``, an array or tensor of numbers; float64 is kept, everything else becomes float32.
+        points: ``[N, D]``, an array or tensor of numbers; a tensor's floating dtype other than
+            float64 becomes float32, an array's other than float32 float64, and so do whole numbers.
         method: ``twonn``, ``levina-bickel`` or ``local-pca``.
         discard: TwoNN: share of the largest ratios that is left out, in ``[0, 1)``.
         fit: TwoNN: ``linear`` (the paper) or ``mle``.
@@ -162,6 +163,9 @@ def as_points(points: np.ndarray | Tensor) -> Tensor:
     import torch
 
     if isinstance(points, torch.Tensor):
+        if points.layout != torch.strided or points.is_meta:
+            kind = "on the meta device, which holds no values" if points.is_meta else f"{points.layout}"
+            raise UserError(f"points are {kind}; give a dense tensor with values")
         cloud = points.detach()
     else:
         array = np.asarray(points)

@@ -109,8 +109,8 @@ def _within_range(points: Tensor) -> tuple[Tensor, float]:
     largest = float(points.abs().max())
     if largest == 0 or 2.0**-300 < largest < 2.0**300:
         return points, 1.0
-    # Two steps: the power itself may not be a float64.
-    exponent = -math.frexp(largest)[1]
+    # Two steps: the power itself may not be a float64; and no further than its own largest power.
+    exponent = min(-math.frexp(largest)[1], 1022)
     return points * 2.0 ** (exponent // 2) * 2.0 ** (exponent - exponent // 2), 2.0**exponent
 
 
@@ -118,7 +118,11 @@ def _full_float32() -> bool:
     """Tell whether a float32 product is one: TF32 and bfloat16 products have far larger errors than the bound knows."""
     import torch
 
-    return torch.get_float32_matmul_precision() == "highest" and not torch.backends.cuda.matmul.allow_tf32
+    try:
+        return torch.get_float32_matmul_precision() == "highest" and not torch.backends.cuda.matmul.allow_tf32
+    except RuntimeError:
+        # Once a program has set the newer ``fp32_precision``, torch refuses to say it in the older words.
+        return False
 
 
 def _by_bound(
@@ -131,12 +135,12 @@ def _by_bound(
     centre = points.mean(dim=0, dtype=torch.float64)
     moved = torch.empty_like(points, dtype=dtype)
     some = max(1, _PIECE_ELEMENTS // width)
-    for part, into in zip(points.split(some), moved.split(some), strict=True):
-        into.copy_(part - centre)
-    # A power of two changes no digit and keeps squares from over- and underflowing.
-    largest = max(float(moved.max()), -float(moved.min()))
+    # A power of two changes no digit and keeps squares from over- and underflowing; taken before anything is rounded to
+    # float32, whose range is narrower than that of the points.
+    largest = max(float((part - centre).abs().max()) for part in points.split(some))
     scale = 2.0 ** -math.frexp(largest)[1] if largest > 0 else 1.0
-    moved *= scale
+    for part, into in zip(points.split(some), moved.split(some), strict=True):
+        into.copy_((part - centre) * scale)
     unit = _UNIT[torch.finfo(dtype).bits]
     # width for the product, the rest for rounding the points, their norms and the final sum.
     slack = 1.0 - 1.01 * (width + 24) * unit

@@ -48,7 +48,7 @@ class BlockStates(Pausable):
     are pooled in the hook, detached, to one float32 row per example; nothing of the graph is kept, and calls of a
     block outside of the model's own forward (recomputation in gradient checkpointing) do not count.
 
-    - ``mean``: over the real tokens; ``last``: the last real token; ``first``: position 0, real or not ([CLS]).
+    - ``mean``: over the real tokens; ``last``: the last real token; ``first``: the first real token ([CLS]).
     - Real tokens are those of ``attention_mask``; in the decoder of an encoder-decoder model those of
       ``decoder_attention_mask``, else where ``labels`` is not -100, else all.  Vision and audio towers have no mask.
     - A block called several times in a pass (ALBERT's shared layers) counts from its first input to its last output.

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,13 +10,16 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from tailora.errors import UserError
+from tailora.errors import UserError, unknown_name
 from tailora.geometry.estimators import METHODS, checked_options, estimate_from
 from tailora.geometry.nearest import nearest, restricted
 from tailora.signals.base import Context
 from tailora.signals.blocks import Block
 from tailora.signals.hidden_states import States
 from tailora.targets import Target
+
+REPLICATES = 20
+"""Random halves of the rows that an estimate is repeated on."""
 
 
 @dataclass(frozen=True)
@@ -40,7 +43,7 @@ class BlockDimensions:
 
 
 def intrinsic_dimension_signal(
-    states: States, targets: Sequence[Target], seed: int, replicates: int = 20, **estimator: Any
+    states: States, targets: Sequence[Target], seed: int, replicates: int = REPLICATES, **estimator: Any
 ) -> np.ndarray:
     """Return the signal ``intrinsic_dimension``.
 
@@ -77,6 +80,32 @@ def intrinsic_dimension(context: Context, statistics: Any = None) -> np.ndarray:
     return intrinsic_dimension_signal(context.cache["states"], context.targets, context.seed, **options)
 
 
+def checked_estimator(given: Any) -> tuple[str, dict[str, Any], int]:
+    """Return what the option ``intrinsic_dimension`` of a profile asks for.
+
+    Args:
+        given: A mapping with ``replicates``, ``method`` and the method's options, each of which may be missing.
+
+    Returns:
+        The method, all of its options, and the number of replicates.
+
+    Raises:
+        UserError: It is no mapping, or a value cannot be used.
+    """
+    if not isinstance(given, Mapping):
+        raise UserError(
+            f"option intrinsic_dimension={given!r} must be a mapping, such as {{'method': 'twonn', 'replicates': 20}}"
+        )
+    options = dict(given)
+    method, replicates = options.pop("method", "twonn"), options.pop("replicates", REPLICATES)
+    if isinstance(replicates, bool) or not isinstance(replicates, int) or replicates < 0:
+        raise UserError(f"replicates={replicates!r} must be a whole number of at least 0")
+    for name in options:
+        if name not in METHODS[method].options:
+            raise unknown_name(f"option of method {method!r}", str(name), METHODS[method].options)
+    return method, checked_options(method, options), replicates
+
+
 def per_target(dimensions: BlockDimensions, targets: Sequence[Target]) -> np.ndarray:
     """Give every target the dimensions of its block.
 
@@ -97,7 +126,7 @@ def per_target(dimensions: BlockDimensions, targets: Sequence[Target]) -> np.nda
 
 
 def block_dimensions(
-    states: States, seed: int, replicates: int = 20, *, method: str = "twonn", **options: Any
+    states: States, seed: int, replicates: int = REPLICATES, *, method: str = "twonn", **options: Any
 ) -> BlockDimensions:
     """Estimate the dimension at both ends of every block.
 
@@ -121,10 +150,8 @@ def block_dimensions(
     Raises:
         UserError: An option cannot be used or there are too few rows.
     """
-    settings = checked_options(method, options)
+    method, settings, replicates = checked_estimator({"method": method, "replicates": replicates, **options})
     k = int(settings.get("k", METHODS[method].k))
-    if isinstance(replicates, bool) or not isinstance(replicates, int) or replicates < 0:
-        raise UserError(f"replicates={replicates!r} must be a whole number of at least 0")
     if states.examples // 2 <= max(k, 10):
         raise UserError(
             f"{states.examples} examples are too few for an intrinsic dimension with {method} and halves of them as "

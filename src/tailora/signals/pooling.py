@@ -15,14 +15,12 @@ def pool(states: Tensor, mask: Tensor | None, pooling: str) -> Tensor:
         pooling: ``mean``, ``last`` or ``first``.
 
     Returns:
-        float32 ``[n, h]`` (summed in float64 for float64 states); NaN for an example without any real token under
-        ``mean`` and ``last``.
+        float32 ``[n, h]`` (summed in float64 for float64 states); NaN for an example without any real token.
     """
     wide = torch.float64 if states.dtype == torch.float64 else torch.float32
-    if pooling == "first":
-        return states[:, 0].to(torch.float32, copy=True)
     if mask is None:
-        picked = states[:, -1] if pooling == "last" else states.to(wide).mean(dim=1)
+        ends = {"first": 0, "last": -1}
+        picked = states[:, ends[pooling]] if pooling in ends else states.to(wide).mean(dim=1)
         return picked.to(torch.float32, copy=True)
     real = (mask != 0).to(states.device)
     if pooling == "mean":
@@ -30,7 +28,11 @@ def pool(states: Tensor, mask: Tensor | None, pooling: str) -> Tensor:
         summed = states.to(wide).masked_fill(~real[:, :, None], 0.0).sum(dim=1)
         return (summed / real.sum(dim=1, keepdim=True)).to(torch.float32)
     positions = torch.arange(states.shape[1], device=states.device)
-    place = torch.where(real, positions, -1).amax(dim=1)
+    if pooling == "last":
+        place = torch.where(real, positions, -1).amax(dim=1)
+    else:
+        place = torch.where(real, positions, len(positions)).amin(dim=1)
+        place[place == len(positions)] = -1
     picked = states[torch.arange(len(states), device=states.device), place.clamp(min=0)].to(torch.float32, copy=True)
     picked[place < 0] = torch.nan
     return picked

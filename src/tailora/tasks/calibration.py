@@ -119,7 +119,7 @@ def measure_profile(
         UserError: The data, the model or a signal cannot be used.
     """
     from tailora.placement import select
-    from tailora.profiles import check_options
+    from tailora.signals.options import check_options
     from tailora.targets import find_targets
 
     check_options(signals, **how)
