@@ -60,8 +60,10 @@ def test_what_does_not_fit_is_refused(tmp_path):
         merge([one])
     with pytest.raises(UserError, match="number 2 holds no sums; measure it with keep_sums=True"):
         merge([one, tailora.profile(model, batches, signals=SIGNALS)])
-    with pytest.raises(UserError, match="number 2 measures other targets or signals than the first"):
+    with pytest.raises(UserError, match="number 2 measures other targets than the first"):
         merge([one, measured(model, batches, placement="attention")])
+    with pytest.raises(UserError, match="number 2 and the first differ in the signals .*; measure both alike"):
+        merge([one, tailora.profile(model, batches, signals=SIGNALS[:2], keep_sums=True)])
     with pytest.raises(UserError, match="number 2 has seed 1 and the first 0"):
         merge([one, measured(model, batches, seed=1)])
     with pytest.raises(UserError, match="number 2 has model"):
@@ -104,3 +106,16 @@ def test_merge_and_compare_on_the_command_line(tmp_path, capsys):
     with pytest.raises(SystemExit) as ended:
         main(["merge", paths[0], "-o", str(tmp_path / "alone")])
     assert ended.value.code == 2
+
+
+def test_sums_of_an_overwritten_profile_are_not_taken_for_those_of_the_new_one(tmp_path):
+    model, (first, second) = models.build("llama"), models.batches("llama")
+    measured(model, [first]).save(tmp_path / "p")
+    tailora.profile(model, [second], signals=SIGNALS).save(tmp_path / "p")
+    with pytest.raises(UserError, match="was saved without its sums"):
+        load_with_sums(tmp_path / "p")
+    measured(model, [first]).save(tmp_path / "q")
+    measured(model, [second]).save(tmp_path / "r")
+    (tmp_path / "q" / "sums.safetensors").write_bytes((tmp_path / "r" / "sums.safetensors").read_bytes())
+    with pytest.raises(UserError, match="are those of another profile"):
+        load_with_sums(tmp_path / "q")

@@ -7,6 +7,7 @@ import hashlib
 import json
 import os
 import tempfile
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -64,27 +65,72 @@ def write_text(path: str | Path, text: str) -> Path:
     Raises:
         UserError: It is a folder, or nothing can be written there.
     """
+    return write_bytes(path, text.encode("utf-8"))
+
+
+def write_bytes(path: str | Path, data: bytes) -> Path:
+    """Write ``data`` so that a reader sees the old file or the new one, never a part.
+
+    Args:
+        path: Where to write; missing parent folders are made.
+        data: What to write.
+
+    Returns:
+        The path written.
+
+    Raises:
+        UserError: It is a folder, or nothing can be written there.
+    """
     path = Path(path)
-    check_writable(path.parent)
-    if path.is_dir():
-        raise UserError(f"{str(path)!r} is a folder; give the name of a file in it")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
-    try:
-        with os.fdopen(handle, "w", encoding="utf-8") as stream:
-            stream.write(text)
-            stream.flush()
-            os.fsync(stream.fileno())
-        # mkstemp makes private files; give the result the permissions an ordinary open() would.
-        umask = os.umask(0)
-        os.umask(umask)
-        os.chmod(temporary, 0o666 & ~umask)
-        os.replace(temporary, path)
-    except BaseException:
-        with contextlib.suppress(FileNotFoundError):
-            os.unlink(temporary)
-        raise
+    write_together(path.parent, {path.name: data})
     return path
+
+
+def write_together(folder: str | Path, files: Mapping[str, bytes | None]) -> None:
+    """Write several files of one folder, all of them or, where the disk is full or closed, none.
+
+    Everything is on disk under temporary names before the first file is replaced, in the order of ``files``.
+
+    Args:
+        folder: Where to; made if missing.
+        files: Name to content; a file whose content is ``None`` is removed.
+
+    Raises:
+        UserError: A name is that of a folder, or nothing can be written there.
+    """
+    folder = Path(folder)
+    check_writable(folder)
+    for name in files:
+        if (folder / name).is_dir():
+            raise UserError(f"{str(folder / name)!r} is a folder; give the name of a file in it")
+    folder.mkdir(parents=True, exist_ok=True)
+    # mkstemp makes private files; give the results the permissions an ordinary open() would.
+    umask = os.umask(0)
+    os.umask(umask)
+    staged: dict[str, str] = {}
+    try:
+        for name, data in files.items():
+            if data is None:
+                continue
+            handle, staged[name] = tempfile.mkstemp(dir=folder, prefix=f".{name}.", suffix=".tmp")
+            with os.fdopen(handle, "wb") as stream:
+                stream.write(data)
+                stream.flush()
+                os.fsync(stream.fileno())
+            os.chmod(staged[name], 0o666 & ~umask)
+        for name in files:
+            if name in staged:
+                os.replace(staged.pop(name), folder / name)
+            else:
+                (folder / name).unlink(missing_ok=True)
+    except OSError as error:
+        # A full disk says so without saying which.
+        error.filename = error.filename or str(folder)
+        raise
+    finally:
+        for temporary in staged.values():
+            with contextlib.suppress(FileNotFoundError):
+                os.unlink(temporary)
 
 
 def write_json(path: str | Path, value: Any) -> Path:
@@ -97,7 +143,19 @@ def write_json(path: str | Path, value: Any) -> Path:
     Returns:
         The path written.
     """
-    return write_text(path, json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
+    return write_text(path, json_text(value))
+
+
+def json_text(value: Any) -> str:
+    """Return indented JSON for people to read, with a line's end.
+
+    Args:
+        value: Anything JSON can hold.
+
+    Returns:
+        The text.
+    """
+    return json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
 
 
 def read_text(

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from tailora.artifacts import write_bytes
 from tailora.config import RunConfig, TrainingConfig
 from tailora.errors import ConfigError, did_you_mean
 
@@ -135,10 +136,8 @@ def keep(model: Any, folder: Path, step: int) -> None:
     from safetensors.torch import save
 
     weights = get_peft_model_state_dict(model, save_embedding_layers=False)
-    folder.mkdir(parents=True, exist_ok=True)
-    temporary = folder / ".best.tmp"
-    temporary.write_bytes(save({name: tensor.detach().cpu().contiguous() for name, tensor in weights.items()}))
-    temporary.replace(_file(folder, step))
+    content = save({name: tensor.detach().cpu().contiguous() for name, tensor in weights.items()})
+    write_bytes(_file(folder, step), content)
 
 
 def forget(folder: Path, but: int) -> None:

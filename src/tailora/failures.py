@@ -97,9 +97,7 @@ def explain(error: BaseException, place: str | Path = "") -> TailoraError | None
     # safetensors and torch.save have errors of their own, which only carry the system's words.
     wrapped = not isinstance(error, OSError) and any(words in text for words in _FULL)
     if number in {errno.ENOSPC, errno.EDQUOT} or wrapped:
-        return StorageError(
-            f"the disk of {where!r} is full; free some space and run the same command again to continue"
-        )
+        return StorageError(f"the disk of {where!r} is full; free some space and run the same command again")
     if isinstance(error, OSError) and number in _CLOSED:
         name = str(error.filename or where)
         return UserError(f"{name!r} cannot be used ({error.strerror}); choose another folder, or change its rights")

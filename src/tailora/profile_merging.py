@@ -31,8 +31,7 @@ def load_with_sums(folder: str | Path) -> Profile:
     Raises:
         UserError: It is no profile, is damaged, or was saved without sums.
     """
-    from safetensors import SafetensorError
-    from safetensors.torch import load_file
+    from safetensors import SafetensorError, safe_open
 
     found = Profile.load(folder)
     path = Path(folder) / SUMS
@@ -42,9 +41,13 @@ def load_with_sums(folder: str | Path) -> Profile:
             "(tailora profile --keep-sums)"
         )
     try:
-        sums = load_file(path)
+        with safe_open(path, "pt") as file:
+            owner = (file.metadata() or {}).get("profile")
+            sums = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
     except (OSError, SafetensorError, ValueError) as error:
         raise UserError(f"the sums of the profile in {str(folder)!r} are damaged ({error}); profile again") from None
+    if owner != found.hash:
+        raise UserError(f"the sums in {str(folder)!r} are those of another profile; profile again with --keep-sums")
     return Profile(found.targets, found.signals, found.meta, sums)
 
 
@@ -128,9 +131,12 @@ def _check(profiles: Sequence[Profile]) -> None:
     for number, other in enumerate(profiles, 1):
         if other.sums is None:
             raise UserError(f"profile number {number} holds no sums; measure it with keep_sums=True")
-        if other.targets != first.targets or set(other.signals) != set(first.signals):
+        if other.targets != first.targets:
+            raise UserError(f"profile number {number} measures other targets than the first; measure both alike")
+        if odd := set(other.signals) ^ set(first.signals):
             raise UserError(
-                f"profile number {number} measures other targets or signals than the first; measure both alike"
+                f"profile number {number} and the first differ in the signals {', '.join(sorted(odd))}; measure both "
+                "alike, and merge all parts at once: a merge leaves out intrinsic_dimension and sensitivity"
             )
         for key in SAME:
             if other.meta.get(key) != first.meta.get(key):

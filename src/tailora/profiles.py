@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from tailora._version import __version__
-from tailora.artifacts import canonical_json, read_json, write_json
+from tailora.artifacts import canonical_json, json_text, read_json, write_together
 from tailora.errors import PlanMismatchError, UserError
 from tailora.placement import select
 from tailora.targets import Target, find_targets
@@ -113,28 +113,24 @@ class Profile:
         from safetensors.numpy import save
 
         folder = Path(folder)
-        folder.mkdir(parents=True, exist_ok=True)
+        mine = self.hash
+        data = {
+            "format": FORMAT,
+            "hash": mine,
+            "meta": dict(self.meta),
+            "signals": {name: list(np.shape(values)) for name, values in self.signals.items()},
+            "targets": [target.to_dict() for target in self.targets],
+        }
         arrays = {name: np.ascontiguousarray(values, dtype=np.float64) for name, values in self.signals.items()}
-        temporary = folder / ".profile.safetensors.tmp"
-        temporary.write_bytes(save(arrays))
-        temporary.replace(folder / "profile.safetensors")
+        sums = None
         if self.sums is not None:
             from safetensors.torch import save as save_tensors
 
-            temporary = folder / ".sums.safetensors.tmp"
-            temporary.write_bytes(save_tensors(dict(self.sums)))
-            temporary.replace(folder / SUMS)
-        # The JSON comes last and holds the hash, so a folder cut off in between cannot be taken for a profile.
-        write_json(
-            folder / "profile.json",
-            {
-                "format": FORMAT,
-                "hash": self.hash,
-                "meta": dict(self.meta),
-                "signals": {name: list(np.shape(values)) for name, values in self.signals.items()},
-                "targets": [target.to_dict() for target in self.targets],
-            },
-        )
+            sums = save_tensors(dict(self.sums), {"profile": mine})
+        # The JSON comes last and holds the hash, so a folder cut off in between cannot be taken for a profile; sums of
+        # an earlier profile in this folder go.
+        files = {"profile.safetensors": save(arrays), SUMS: sums, "profile.json": json_text(data).encode()}
+        write_together(folder, files)
         return folder
 
     @classmethod

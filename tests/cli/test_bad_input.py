@@ -245,7 +245,7 @@ def test_the_unfinished_pass_of_another_profile(command, files, home, tmp_path, 
     import torch
     from transformers import AutoModelForCausalLM
 
-    monkeypatch.setattr(partial.Partial.__init__, "__kwdefaults__", {"every": 0.0})
+    monkeypatch.setattr(partial, "EVERY_SECONDS", 0.0)
     model, file = AutoModelForCausalLM.from_pretrained(home / "llama"), tmp_path / "unfinished"
 
     def stop(seen):
@@ -280,7 +280,7 @@ def test_the_unfinished_pass_of_another_profile(command, files, home, tmp_path, 
         ),
         (
             "merge HOME/s HOME/a -o TMP/m",
-            "profile number 2 measures other targets or signals than the first; measure both alike",
+            "profile number 2 measures other targets than the first; measure both alike",
         ),
         (
             "merge HOME/s HOME/a -o HOME/counting.txt",

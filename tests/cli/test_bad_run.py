@@ -91,7 +91,7 @@ def test_a_full_disk_leaves_no_part_of_a_file(command, home, tmp_path, monkeypat
     result, folder = command(TRAIN), folder_of(home, tmp_path)
     assert (result.status, result.said) == (
         1,
-        [f"the disk of 'TMP/runs/{folder.name}' is full; free some space and run the same command again to continue"],
+        [f"the disk of 'TMP/runs/{folder.name}' is full; free some space and run the same command again"],
     )
     assert list(folder.iterdir()) == []
     monkeypatch.setattr(tailora.artifacts.os, "fsync", full)
@@ -99,7 +99,7 @@ def test_a_full_disk_leaves_no_part_of_a_file(command, home, tmp_path, monkeypat
     assert (result.status, result.out, result.said) == (
         1,
         "",
-        ["the disk of 'the output folder' is full; free some space and run the same command again to continue"],
+        ["the disk of 'TMP' is full; free some space and run the same command again"],
     )
     assert not list(tmp_path.glob("*plan.json*"))
 

@@ -211,7 +211,6 @@ class Stop(Exception):
 
 def test_an_interrupted_pass_goes_on_where_it_was(tmp_path, monkeypatch):
     monkeypatch.setattr(partial, "EVERY_SECONDS", 0.0)
-    monkeypatch.setattr(partial.Partial.__init__, "__kwdefaults__", {"every": 0.0})
     model = models.build("llama", dtype=torch.float64)
     batches = models.batches("llama", sizes=(4, 3, 4, 2))
     whole = tailora.profile(model, batches, signals=GRADIENTS)
@@ -230,11 +229,78 @@ def test_an_interrupted_pass_goes_on_where_it_was(tmp_path, monkeypatch):
         tailora.profile(model, batches, signals=GRADIENTS, resume=file, placement="attention")
     steps = []
     found = tailora.profile(model, batches, signals=GRADIENTS, resume=file, progress=steps.append)
-    assert steps == [11, 13], "the first two batches were kept; the third was cut off before it was"
+    assert steps == [13], "three batches were kept: the third one was whole when the pass was stopped"
     assert not file.exists()
     assert found.meta["examples"] == whole.meta["examples"]
+    assert found.meta["calibration_curve"] == whole.meta["calibration_curve"]
     for signal in GRADIENTS:
-        np.testing.assert_allclose(found.signals[signal], whole.signals[signal], rtol=1e-12)
+        np.testing.assert_array_equal(found.signals[signal], whole.signals[signal])
+    assert found.hash == whole.hash
+
+
+def test_what_is_kept_ends_with_a_whole_batch(tmp_path, monkeypatch):
+    """A pass that is stopped in the middle of a batch has counted some targets of it and not others."""
+    monkeypatch.setattr(partial, "EVERY_SECONDS", 0.0)
+    model = models.build("llama", dtype=torch.float64)
+    batches = models.batches("llama", sizes=(4, 3, 4, 2))
+    whole = tailora.profile(model, batches, signals=GRADIENTS)
+    file, calls = tmp_path / "unfinished.safetensors", []
+
+    def fail(module, *_):
+        calls.append(1)
+        if len(calls) > 4:
+            raise KeyboardInterrupt
+
+    handle = model.model.layers[0].mlp.down_proj.register_full_backward_hook(fail)
+    with pytest.raises(KeyboardInterrupt):
+        tailora.profile(model, batches, signals=GRADIENTS, resume=file)
+    handle.remove()
+    found = tailora.profile(model, batches, signals=GRADIENTS, resume=file)
+    assert found.hash == whole.hash
+
+
+@pytest.mark.parametrize(
+    ("name", "how"),
+    [
+        ("labels", {"labels": "model"}),
+        ("mode", {"mode": "train"}),
+        ("loss", {"loss": "causal-lm-sum"}),
+        ("seed", {"seed": 1}),
+        ("on_nonfinite", {"on_nonfinite": "skip"}),
+        ("option", {"options": {"sketch": 2}}),
+        ("model", {}),
+    ],
+)
+def test_an_unfinished_pass_is_not_mixed_with_one_of_other_kind(tmp_path, name, how):
+    model, batches, file = models.build("llama"), models.batches("llama"), tmp_path / "unfinished"
+
+    def stop(seen):
+        raise Stop
+
+    with pytest.raises(Stop):
+        tailora.profile(model, batches, resume=file, progress=stop)
+    kept = file.read_bytes()
+    if name == "model":
+        with torch.no_grad():
+            model.model.layers[0].mlp.down_proj.weight.mul_(0.9)
+    with pytest.raises(UserError, match=f"cannot be continued .it was measured with another {name}"):
+        tailora.profile(model, batches, resume=file, **how)
+    assert file.read_bytes() == kept
+
+
+def test_a_stop_by_stability_goes_on_counting_where_it_was(tmp_path):
+    model, batches = models.build("bert"), models.batches("bert", sizes=(4,) * 8)
+    whole = tailora.profile(model, batches, until=0.9)
+    assert 8 < whole.meta["examples"] < 32
+    file = tmp_path / "unfinished"
+
+    def stop(seen):
+        if seen == whole.meta["examples"] - 4:
+            raise Stop
+
+    with pytest.raises(Stop):
+        tailora.profile(model, batches, until=0.9, resume=file, progress=stop)
+    assert tailora.profile(model, batches, until=0.9, resume=file).hash == whole.hash
 
 
 @pytest.mark.parametrize("error", [KeyboardInterrupt, MemoryError, RuntimeError])

@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
-import os
-import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from tailora.artifacts import canonical_json, check_writable
+from tailora.artifacts import canonical_json, write_bytes
 from tailora.errors import PlanMismatchError, UserError
 from tailora.masks.frozen import ZERO, changed, frozen_mark
 
@@ -66,23 +63,7 @@ def write(
         "meta": dict(meta),
     }
     content = save(tensors, {"tailora": canonical_json(described)})
-    check_writable(file.parent)
-    file.parent.mkdir(parents=True, exist_ok=True)
-    handle, temporary = tempfile.mkstemp(dir=file.parent, prefix=f".{file.name}.", suffix=".tmp")
-    try:
-        with os.fdopen(handle, "wb") as stream:
-            stream.write(content)
-            stream.flush()
-            os.fsync(stream.fileno())
-        umask = os.umask(0)
-        os.umask(umask)
-        os.chmod(temporary, 0o666 & ~umask)
-        os.replace(temporary, file)
-    except BaseException:
-        with contextlib.suppress(FileNotFoundError):
-            os.unlink(temporary)
-        raise
-    return file
+    return write_bytes(file, content)
 
 
 def read(

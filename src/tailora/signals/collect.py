@@ -166,9 +166,9 @@ def _run(
     run: Pass, context: Context, batches: Iterable[Mapping[str, Any]], statistics: Statistics, how: Collecting
 ) -> Stability:
     """Take every batch, and add up what several processes took."""
-    partial = Partial(how.resume, run, statistics)
     stability = Stability(how.until, statistics)
-    done = partial.restore()
+    partial = Partial(run, statistics, stability)
+    done, between = partial.restore(), False
     with undisturbed(context.model, run.direct, how.mode), torch.set_grad_enabled(run.gradients):
         try:
             run.start()
@@ -178,12 +178,22 @@ def _run(
                     continue
                 if number == done:
                     partial.check_data()
+                between = False
                 run.take(on_device(batch, context.model))
+                stop = stability.reached(run.examples)
+                between = True
                 if how.progress is not None:
                     how.progress(run.examples)
                 partial.keep()
-                if stability.reached(run.examples):
+                if stop:
                     break
+            if run.batches == done:
+                partial.check_data(ended=True)
+        except BaseException:
+            # Sums that hold a part of a batch would count it twice; those of whole batches are worth keeping.
+            if between:
+                partial.write()
+            raise
         finally:
             run.stop()
     if how.all_processes:

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import numpy as np
+import torch
+from torch import Tensor
 
 from tailora.signals.base import Statistics
 from tailora.signals.statistics.example_norms import ExampleNorms
@@ -46,6 +50,24 @@ class Stability:
         value = self.agreement()
         self.agreed = self.agreed + 1 if value is not None and value >= self.until else 0
         return self.agreed >= _PATIENCE
+
+    def state(self) -> dict[str, Tensor]:
+        """Return what was noted, for an unfinished pass: ``examples [m]``, ``traces [m, n_targets]``, counts."""
+        traces = [traces for _, traces in self._noted]
+        return {
+            "examples": torch.tensor([examples for examples, _ in self._noted], dtype=torch.int64),
+            "traces": torch.from_numpy(np.stack(traces)) if traces else torch.zeros(0, 0, dtype=torch.float64),
+            "counts": torch.tensor([self._next, self.agreed]),
+        }
+
+    def load(self, state: Mapping[str, Tensor]) -> None:
+        """Take up what ``state`` returned.
+
+        Args:
+            state: It.
+        """
+        self._noted = list(zip(state["examples"].tolist(), state["traces"].numpy(), strict=True))
+        self._next, self.agreed = state["counts"].tolist()
 
     def agreement(self) -> float | None:
         """Return the Spearman correlation of the halves' Fisher traces over the targets.
