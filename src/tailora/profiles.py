@@ -247,7 +247,7 @@ def profile(
     from tailora.fingerprints import DataFingerprint, model_fingerprint
     from tailora.packed import count_weights
     from tailora.signals.adapted import adapted
-    from tailora.signals.batching import refuse_flattened, sort_by_length
+    from tailora.signals.batching import checked, refuse_flattened, refuse_uneven, sort_by_length
     from tailora.signals.collect import Collecting, collect
     from tailora.signals.options import check_options
 
@@ -266,9 +266,13 @@ def profile(
         chosen = tuple(select(find_targets(model), placement) if targets is None else targets)
     data = DataFingerprint()
     looks = any(target.stack == "vision" for target in chosen)
+    config = getattr(model, "config", None)
+    image_token = getattr(config, "image_token_id", None) or getattr(config, "image_token_index", None)
 
     def seen() -> Iterator[Mapping[str, Any]]:
-        for batch in batches if batch_size is None else sort_by_length(batches, batch_size):
+        given = checked(batches)
+        for batch in given if batch_size is None else sort_by_length(given, batch_size):
+            refuse_uneven(batch, image_token)
             if looks:
                 refuse_flattened(batch)
             data.update(batch)
@@ -291,7 +295,6 @@ def profile(
         progress=progress,
     )
     found = collect(model, chosen, seen(), signals, how)
-    config = getattr(model, "config", None)
     meta = {
         "model": model_fingerprint(base),
         "model_class": type(base).__name__,

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import nn
 
+from tailora.errors import UserError
 from tailora.signals.observations import Observation
 from tailora.signals.quiet import Mode, without_autocast
 from tailora.targets import Target
@@ -25,6 +26,20 @@ def draws(model: nn.Module, mode: Mode) -> bool:
     return mode == "train" and any(isinstance(module, nn.Dropout) and module.p > 0 for module in model.modules())
 
 
+def refuse_mixing(model: nn.Module) -> None:
+    """Refuse to measure single examples where training mode mixes them.
+
+    Args:
+        model: The model.
+
+    Raises:
+        UserError: It has batch normalisation.
+    """
+    for name, module in model.named_modules():
+        if isinstance(module, nn.modules.batchnorm._BatchNorm):
+            raise UserError(f"{name!r} mixes the examples of a batch in training mode; use mode='eval'")
+
+
 def squared_norm(seen: Observation | None, row: int) -> float:
     """Return the squared norm of one example's gradient.
 
@@ -35,7 +50,7 @@ def squared_norm(seen: Observation | None, row: int) -> float:
     Returns:
         Its square; 0 for ``None``.
     """
-    if seen is None:
+    if seen is None or not seen.has_gradients:
         return 0.0
     one = torch.zeros(len(seen), dtype=torch.bool)
     one[row] = True

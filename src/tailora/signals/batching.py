@@ -18,6 +18,7 @@ PADDED_WITH = {"attention_mask": 0, "decoder_attention_mask": 0, "labels": -100,
 """Values that mean padding whatever the tokenizer; other keys take the value their own padding holds."""
 ALONG_TOKENS = ("input_ids", "attention_mask", "token_type_ids", "position_ids", "labels", "inputs_embeds", "bbox")
 """Keys whose second axis is known to be the tokens that ``attention_mask`` speaks of."""
+_GRIDS = ("image_grid_thw", "video_grid_thw")
 ALONG_DECODER = ("labels", "decoder_input_ids", "decoder_attention_mask")
 
 
@@ -42,6 +43,63 @@ def count_examples(batch: Batch) -> int:
     raise UserError(f"a calibration batch holds no tensor (keys: {', '.join(batch) or 'none'}); give dicts of tensors")
 
 
+def checked(batches: Iterable[Any]) -> Iterator[Batch]:
+    """Go through batches and refuse what is none, before a model stumbles over it.
+
+    Args:
+        batches: What the caller gave.
+
+    Yields:
+        Dicts with at least one example; with labels where those before have them.
+
+    Raises:
+        UserError: Something else is there.
+    """
+    if isinstance(batches, Mapping | Tensor | str):
+        kind = "one dict" if isinstance(batches, Mapping) else f"a {type(batches).__name__}"
+        raise UserError(f"batches is {kind}; give a list of dicts of tensors that the model is called with")
+    labelled = False
+    for number, batch in enumerate(batches):
+        if not isinstance(batch, Mapping):
+            raise UserError(f"calibration batch number {number} is a {type(batch).__name__}; give dicts of tensors")
+        if not count_examples(batch):
+            raise UserError(f"calibration batch number {number} has no example; leave it out")
+        has = batch.get("labels") is not None
+        if labelled and not has:
+            raise UserError(f"calibration batch number {number} has no labels, unlike those before; give it some")
+        labelled = has
+        yield batch
+
+
+def refuse_uneven(batch: Batch, image_token: int | None) -> None:
+    """Refuse rows of which some have an image and others none, where images are as many as rows all the same.
+
+    Then one row has several images, and image n is not row n's.
+
+    Args:
+        batch: A batch.
+        image_token: The id that stands for an image in ``input_ids``; ``None`` for models without one.
+
+    Raises:
+        UserError: It is so.
+    """
+    ids, pixels = batch.get("input_ids"), batch.get("pixel_values")
+    if (
+        any(key in batch for key in _GRIDS)
+        or image_token is None
+        or not isinstance(ids, Tensor)
+        or not isinstance(pixels, Tensor)
+        or len(ids) < 2
+    ):
+        return
+    without = int((~(ids == image_token).flatten(1).any(dim=1)).sum())
+    if without and len(pixels) == len(ids):
+        raise UserError(
+            f"a calibration batch of {len(ids)} examples has {len(pixels)} images and {without} rows without any, so "
+            "that its images cannot be told apart by examples; give batches of one example"
+        )
+
+
 def refuse_flattened(batch: Batch) -> None:
     """Refuse several examples whose image patches lie one after the other along one axis, as Qwen2-VL takes them.
 
@@ -53,7 +111,7 @@ def refuse_flattened(batch: Batch) -> None:
     Raises:
         UserError: It holds ``image_grid_thw`` or ``video_grid_thw`` and more than one example.
     """
-    grid = next((key for key in ("image_grid_thw", "video_grid_thw") if isinstance(batch.get(key), Tensor)), None)
+    grid = next((key for key in _GRIDS if isinstance(batch.get(key), Tensor)), None)
     if grid is not None and (size := count_examples(batch)) > 1:
         raise UserError(
             f"a calibration batch of {size} examples holds {grid!r}: its patches lie along one axis and cannot be "

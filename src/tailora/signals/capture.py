@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from tailora.errors import ProfileError
 from tailora.signals.observations import Observation, wide
+from tailora.signals.orientation import oriented
 from tailora.signals.quiet import Pausable
 from tailora.targets import Target
 
@@ -36,6 +37,7 @@ class Recorder(Pausable):
         targets: What is recorded.
         gradients: Whether output gradients are wanted; without them a forward pass alone is recorded.
         clone: Whether inputs are copied when recorded.
+        separate: Whether outputs that are views are copied: an in-place change of a view drops the hook on it.
         sink: Given a target's index and its calls as soon as all their gradients are there, or each call at once where
             gradients are not wanted, so that nothing is held until the end of the pass; ``None`` keeps everything until
             ``clear``.
@@ -46,6 +48,7 @@ class Recorder(Pausable):
     targets: Sequence[Target]
     gradients: bool = True
     clone: bool = False
+    separate: bool = False
     sink: Callable[[int, list[Call]], None] | None = None
     calls: list[list[Call]] = field(default_factory=list)
     backward: bool = False
@@ -63,7 +66,9 @@ class Recorder(Pausable):
         for index, target in enumerate(self.targets):
             if target.kind in ("linear", "conv1d"):
                 hook = self._make_hook(index)
-                self._handles.append(modules[target.name].register_forward_hook(hook, with_kwargs=True))
+                # Before the caller's hooks, which may change the output: a LoRA adds to what the layer itself returns.
+                handle = modules[target.name].register_forward_hook(hook, prepend=True, with_kwargs=True)
+                self._handles.append(handle)
 
     def stop(self) -> None:
         """Remove the hooks and forget what was recorded."""
@@ -79,6 +84,16 @@ class Recorder(Pausable):
             calls.clear()
         self.backward = False
         self._expected, self._received, self._unrecorded = ([0] * len(self.targets) for _ in range(3))
+
+    def missing(self) -> list[int]:
+        """Return targets that were called in the last pass and got no gradient for one of the calls."""
+        pairs = zip(self._expected, self._received, strict=True)
+        return [index for index, (expected, received) in enumerate(pairs) if received < expected]
+
+    def uncalled(self) -> list[int]:
+        """Return targets with a module of their own that the last pass never called."""
+        kinds = ("linear", "conv1d")
+        return [i for i, target in enumerate(self.targets) if target.kind in kinds and not self._expected[i]]
 
     def _make_hook(self, index: int) -> Any:
         """Return the forward hook of one target."""
@@ -102,6 +117,8 @@ class Recorder(Pausable):
                 # A frozen model has no graph: add a zero that needs a gradient.  An addition, not requires_grad_ on
                 # the output itself, because models may change a layer's output in place and a leaf forbids that.
                 output = output + self._zero(output)
+            elif self.separate and output._is_view():
+                output = output.clone()
             if not self.backward:
                 self._expected[index] += 1
             elif self._unrecorded[index]:
@@ -164,15 +181,18 @@ def observe(calls: Sequence[Call], examples: int, *, gradients: bool = True) -> 
     Args:
         calls: The calls; with one example any shape will do, else ``is_batched`` must hold.
         examples: Number of examples.
-        gradients: Whether calls without a gradient are left out; else they are all taken, for their inputs.
+        gradients: Whether calls without a gradient are left out where others have one; else they are all taken, for
+            their inputs.
 
     Returns:
-        What was seen, or ``None`` where the loss does not reach the module.
+        What was seen, without gradients where the loss does not reach the module; ``None`` without a call.
 
     Raises:
         InputsModified: An input was changed in place after the call.
     """
-    taken = [call for call in calls if call.output_gradient is not None or not gradients]
+    reached = [call for call in calls if call.output_gradient is not None]
+    gradients = gradients and bool(reached)
+    taken = reached if gradients else list(calls)
     if not taken:
         return None
     if any(call.inputs._version != call.version for call in taken):
@@ -180,7 +200,7 @@ def observe(calls: Sequence[Call], examples: int, *, gradients: bool = True) -> 
     inputs = [call.inputs.reshape(examples, -1, call.inputs.shape[-1]) for call in taken]
     if not gradients:
         return Observation(_joined(inputs))
-    found = [call.output_gradient for call in taken if call.output_gradient is not None]
+    found = [call.output_gradient for call in reached if call.output_gradient is not None]
     return Observation(_joined(inputs), _joined([g.reshape(examples, -1, g.shape[-1]) for g in found]))
 
 
@@ -214,22 +234,19 @@ def direct_parameters(model: nn.Module, targets: Sequence[Target]) -> dict[int, 
     return found
 
 
-def as_matrices(target: Target, gradient: Tensor) -> Tensor:
+def as_matrices(model: nn.Module, target: Target, gradient: Tensor) -> Tensor:
     """Return a parameter's gradient as ``[1, experts, out, in]``.
 
     Args:
+        model: The model.
         target: Whose parameter it is.
         gradient: In the parameter's own layout.
 
     Returns:
         The gradient in float32 or float64, in the target's orientation.
     """
-    matrices = wide(gradient.detach())
-    if matrices.ndim == 2:
-        return matrices[None, None]
-    if tuple(matrices.shape[1:]) != target.shape:
-        matrices = matrices.transpose(1, 2)
-    return matrices[None]
+    name = target.name.rpartition(".")[0] if target.kind == "parameter" else target.name
+    return oriented(target, model.get_submodule(name), wide(gradient.detach()))[None]
 
 
 def _joined(parts: list[Tensor]) -> Tensor:

@@ -14,8 +14,10 @@ from torch import Tensor, nn
 
 from tailora.errors import ProfileError, UserError
 from tailora.signals import SIGNALS
+from tailora.signals.agreement import refuse_mixing
 from tailora.signals.base import Context, Signal, Solved, Statistics, sums_of
 from tailora.signals.examples import on_device
+from tailora.signals.gradient_pass import GradientPass
 from tailora.signals.hidden_states import BlockStates
 from tailora.signals.losses import Loss
 from tailora.signals.partial import Partial
@@ -128,7 +130,9 @@ def collect(
     if several:
         batches = list(batches)
     with BlockStates(model, targets, how.pooling) if wants_states else contextlib.nullcontext() as states:
-        run = Pass(model, targets, list(statistics.values()), how, states)
+        backward = any(statistic.source == "gradients" for statistic in statistics.values())
+        kind = GradientPass if backward else Pass
+        run: Pass = kind(model, targets, list(statistics.values()), how, states)
         if statistics or states is not None:
             stability = _run(run, context, batches, statistics, how)
         if states is not None:
@@ -169,6 +173,8 @@ def _run(
     stability = Stability(how.until, statistics)
     partial = Partial(run, statistics, stability)
     done, between = partial.restore(), False
+    if how.mode == "train":
+        refuse_mixing(context.model)
     with undisturbed(context.model, run.direct, how.mode), torch.set_grad_enabled(run.gradients):
         try:
             run.start()
@@ -200,6 +206,12 @@ def _run(
         add_over_processes(run, statistics)
     if not run.batches:
         raise UserError("there are no calibration batches; give at least one batch with labels")
+    if run.gradients and not run.examples:
+        left = f", {len(run.skipped)} of them not finite" if run.skipped else ""
+        raise UserError(
+            f"none of the examples in {run.batches} calibration batches counted{left}; do they have labels other than "
+            "-100?"
+        )
     if run.gradients and not run.reached:
         raise ProfileError("the loss reaches none of the targets; do the labels belong to this model?")
     partial.remove()

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from tailora.errors import UserError
 from tailora.offloaded import input_device
-from tailora.signals.batching import count_examples, take_rows
+from tailora.signals.batching import ALONG_TOKENS, count_examples, take_rows
 from tailora.targets import Target
 
 LOSS_PREFIX = "loss_"
@@ -72,6 +72,8 @@ def on_device(batch: Mapping[str, Any], model: nn.Module) -> dict[str, Any]:
 
     def moved(value: Tensor) -> Tensor:
         value = value.to(device)
+        if value.requires_grad:
+            return value.detach().requires_grad_()  # a leaf of ours, so that the caller's own gets no gradient
         return value.clone() if value.is_inference() else value  # what inference mode made takes no part in a graph
 
     return {key: moved(value) if isinstance(value, Tensor) else value for key, value in batch.items()}
@@ -95,14 +97,17 @@ def digests(batch: Mapping[str, Any], size: int, examples: int) -> list[int]:
         for key, value in sorted(batch.items())
         if isinstance(value, Tensor) and value.ndim and len(value) == size and "mask" not in key
     }
-    masks = {"input_ids": batch.get("attention_mask"), "decoder_input_ids": batch.get("decoder_attention_mask")}
+    masks = dict.fromkeys(ALONG_TOKENS, batch.get("attention_mask")) | {
+        "decoder_input_ids": batch.get("decoder_attention_mask"),
+        "labels": None,  # they know their own padding
+    }
     found, rows = [], size // examples
     for example in range(examples):
         digest = hashlib.blake2b(digest_size=8)
         for key, value in host.items():
             part = value[example * rows : (example + 1) * rows]
             mask = masks.get(key)
-            if isinstance(mask, Tensor) and mask.shape == value.shape:
+            if isinstance(mask, Tensor) and mask.ndim == 2 and mask.shape == value.shape[:2]:
                 part = part[mask.detach().cpu()[example * rows : (example + 1) * rows].bool()]
             elif key == "labels" and not part.is_floating_point():
                 part = part[part != -100]
@@ -166,7 +171,7 @@ def real_positions(batch: Mapping[str, Any], target: Target, examples: int, leng
     Returns:
         bool ``[examples, length]``, or ``None`` where the batch has no mask of that length: every position then counts.
     """
-    reads_encoder = target.cross_attention and target.role in ("attention.key", "attention.value")
+    reads_encoder = target.cross_attention and target.role in ("attention.key", "attention.value", "attention.qkv")
     if target.stack == "vision":
         mask = None
     elif target.stack == "decoder" and not reads_encoder:
@@ -176,6 +181,6 @@ def real_positions(batch: Mapping[str, Any], target: Target, examples: int, leng
             mask = labels != -100
     else:
         mask = batch.get("attention_mask")
-    if not isinstance(mask, Tensor) or mask.ndim != 2 or mask.numel() * calls != examples * length:
+    if not isinstance(mask, Tensor) or mask.ndim not in (2, 3) or mask.numel() * calls != examples * length:
         return None
     return mask.bool().reshape(examples, -1).repeat(1, calls)

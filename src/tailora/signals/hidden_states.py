@@ -26,7 +26,7 @@ SPILL_BYTES = 2**29
 """Bytes of pooled states held in memory before all of them go to temporary files: 512 MiB."""
 
 # Layouts that cannot be told from the shapes when there are as many positions as examples.
-_TIME_FIRST = frozenset({"xlnet"})
+TIME_FIRST = frozenset({"xlnet"})
 _NO_TOKENS = frozenset({"vision", "audio"})
 
 
@@ -79,7 +79,7 @@ class BlockStates(Pausable):
         self.blocks: tuple[Block, ...] = find_blocks(model, targets)
         self.examples = 0
         config = getattr(model, "config", None)
-        self._time_first = getattr(config, "model_type", None) in _TIME_FIRST
+        self._time_first = getattr(config, "model_type", None) in TIME_FIRST
         self._two_towers = bool(getattr(config, "is_encoder_decoder", False))
         self._rows = RowFiles(2 * len(self.blocks), spill_bytes)
         # An end that is always the very tensor of another end is held once.

@@ -65,6 +65,8 @@ class Observation:
         """
         if self._norms is not None:
             return torch.isfinite(self._norms)
+        if not self.has_gradients:
+            return torch.ones(len(self), dtype=torch.bool, device=self.device)
         held = self.weights if self.weights is not None else self.output_gradients
         assert held is not None
         return torch.isfinite(torch.linalg.vector_norm(wide(held).flatten(1), dim=1, ord=1))

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+import random
 from collections.abc import Iterator, Mapping
 from typing import Any, Literal
 
+import numpy as np
 import torch
 from torch import nn
 
@@ -73,9 +75,15 @@ def undisturbed(model: nn.Module, direct: Mapping[int, nn.Parameter], mode: Mode
     required = {parameter: parameter.requires_grad for parameter in model.parameters()}
     # Parameters that are kept off their device are replaced by new ones whenever their module runs.
     named = {name: parameter.requires_grad for name, parameter in model.named_parameters() if parameter.is_meta}
-    gradients = {parameter: parameter.grad for parameter in direct.values()}
+    gradients = {parameter: parameter.grad for parameter in model.parameters()}
+    buffers = [(buffer, buffer.detach().clone()) for buffer in model.buffers()] if mode == "train" else []
+    # Models draw from the global generators, so it is those that must be put back.
+    numpy_state, python_state = np.random.get_state(), random.getstate()  # noqa: NPY002
     found = [getattr(module, "config", None) for module in model.modules()]
     configs: dict[int, Any] = {id(config): config for config in found if getattr(config, "use_cache", None)}
+    # transformers writes down which loss it chose for a classifier.
+    written: list[Any] = [config for config in found if hasattr(config, "problem_type")]
+    problems = [(config, config.problem_type) for config in written]
     devices = sorted({p.device for p in required if p.device.type == "cuda"}, key=str)
     # A caller's inference mode would forbid the graph, and the look at whether an input was changed in place.
     with torch.random.fork_rng(devices=devices), torch.inference_mode(False):
@@ -100,3 +108,10 @@ def undisturbed(model: nn.Module, direct: Mapping[int, nn.Parameter], mode: Mode
                 parameter.grad = gradient
             for config in configs.values():
                 config.use_cache = True
+            for config, kind in problems:
+                config.problem_type = kind
+            with torch.no_grad():
+                for buffer, held in buffers:
+                    buffer.copy_(held)
+            np.random.set_state(numpy_state)  # noqa: NPY002
+            random.setstate(python_state)

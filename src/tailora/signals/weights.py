@@ -13,6 +13,7 @@ from tailora.errors import ProfileError
 from tailora.offloaded import present
 from tailora.signals.base import Context
 from tailora.signals.gradient_spectrum import MAX_VALUES
+from tailora.signals.orientation import oriented
 from tailora.targets import Target
 
 
@@ -46,8 +47,7 @@ def matrices(model: nn.Module, target: Target) -> Tensor:
         )
     weight = weight.detach()
     weight = weight.to(torch.float64 if weight.dtype == torch.float64 else torch.float32)
-    stacked = weight[None] if weight.ndim == 2 else weight
-    return stacked if tuple(stacked.shape[1:]) == target.shape and target.kind != "conv1d" else stacked.transpose(1, 2)
+    return oriented(target, owner, weight)
 
 
 def weight_spectrum(context: Context, statistics: Any = None) -> np.ndarray:

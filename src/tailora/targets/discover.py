@@ -23,6 +23,13 @@ _NOT_A_WEIGHT = re.compile(r"bias|scale|zero|block")
 _LINEAR_WEIGHTS = frozenset({"weight", "qweight", "W_q"})
 
 
+_READ_UNCALLED = {
+    "WavLMAttention": ("q_proj", "k_proj", "v_proj", "out_proj"),
+    "MambaMixer": ("dt_proj",),  # of Mamba, FalconMamba and Jamba
+}
+"""Ends of class names, and their layers that are never called: the weights go into functions."""
+
+
 @dataclass(frozen=True, slots=True)
 class _Matrix:
     """A weight matrix before anything is known about its place."""
@@ -185,8 +192,8 @@ def _module_kind(name: str, module: nn.Module, modules: dict[str, nn.Module]) ->
     if conv1d is not None and isinstance(module, conv1d):
         return "conv1d"
     owner = modules.get(name.rpartition(".")[0])
-    if isinstance(owner, nn.MultiheadAttention):
-        return None  # its forward reads the weight of out_proj and never calls it, so an adapter would be dead
+    if isinstance(owner, nn.MultiheadAttention) or _read_uncalled(name, owner):
+        return None  # its forward reads the weight and never calls the layer, so an adapter would be dead
     if _ROUTER_CLASS.search(type(module).__name__):
         return None  # reached as a parameter: a router returns scores and indices, which peft's linear cannot wrap
     if isinstance(module, nn.Linear):
@@ -195,6 +202,12 @@ def _module_kind(name: str, module: nn.Module, modules: dict[str, nn.Module]) ->
     tensors = {key for key, _ in module.named_parameters(recurse=False)}
     tensors |= {key for key, _ in module.named_buffers(recurse=False)}
     return "linear" if sized and tensors & _LINEAR_WEIGHTS else None
+
+
+def _read_uncalled(name: str, owner: nn.Module | None) -> bool:
+    """Tell whether a model of transformers reads a layer's weight without calling the layer."""
+    layers = next((layers for known, layers in _READ_UNCALLED.items() if type(owner).__name__.endswith(known)), ())
+    return name.rpartition(".")[2] in layers
 
 
 def _is_tied_holder(name: str, module: nn.Embedding, modules: dict[str, nn.Module]) -> bool:

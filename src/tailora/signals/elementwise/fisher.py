@@ -10,6 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from tailora.errors import ProfileError, UserError, unknown_name
+from tailora.signals.agreement import refuse_mixing
+from tailora.signals.batching import checked
 from tailora.signals.elementwise.kinds import KINDS, Kind
 from tailora.signals.elementwise.model import live_inputs
 from tailora.signals.elementwise.passes import Options, Passes
@@ -114,14 +116,14 @@ def elementwise_fisher(
     _known("on_nonfinite", on_nonfinite, ("raise", "skip"))
     chosen = _choose(model, parameters)
     if mode == "train":
-        _refuse_batch_norm(model)
+        refuse_mixing(model)
     options = Options(kind, reduction, loss, mode, check, seed, on_nonfinite)
     passes = Passes(model, chosen, options)
     if one_by_one:
         passes.one_by_one = "one_by_one=True was asked for"
     with undisturbed(model, dict(enumerate(chosen.values()))), live_inputs(model), torch.enable_grad():
         torch.manual_seed(seed)
-        for batch in batches:
+        for batch in checked(batches):
             passes.take(on_device(batch, model))
             if one_by_one is False and passes.one_by_one:
                 raise ProfileError(
@@ -177,10 +179,3 @@ def _choose(model: nn.Module, names: Sequence[str] | None) -> dict[str, nn.Param
     if not names:
         raise UserError("parameters= is empty; name at least one")
     return {name: every[name] for name in dict.fromkeys(names)}
-
-
-def _refuse_batch_norm(model: nn.Module) -> None:
-    """Refuse to measure single examples where training mode mixes them."""
-    for name, module in model.named_modules():
-        if isinstance(module, nn.modules.batchnorm._BatchNorm):
-            raise UserError(f"{name!r} mixes the examples of a batch in training mode; use mode='eval'")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import abc
 from collections import deque
 from collections.abc import Mapping
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -12,6 +13,7 @@ from torch import Tensor
 from tailora.signals.base import Context, Statistic
 from tailora.signals.fresh_factors import private_generator
 from tailora.signals.observations import Observation, wide
+from tailora.signals.statistics.squares import refuse_infinite
 
 MOMENT_SKETCH = 64
 """Width of the sketch of a second moment; half as many eigenvalues are read from it."""
@@ -48,6 +50,8 @@ class Moments(Statistic):
         self._recent: deque[tuple[Tensor, int, Sums]] = deque(maxlen=_REMEMBERED)
         self._decomposed: deque[tuple[Sums, bool, tuple[Tensor, float]]] = deque(maxlen=_REMEMBERED)
 
+    what: ClassVar[str]
+
     @abc.abstractmethod
     def vectors(self, seen: Observation) -> Tensor | None:
         """Return what is summed, ``[n, t, d]``."""
@@ -83,10 +87,14 @@ class Moments(Statistic):
 
         Returns:
             Eigenvalues in descending order, float64 on the host, and the trace; empty and 0 without any vector.
+
+        Raises:
+            ProfileError: A vector was not finite.
         """
         sums = self._sums.get(index)
         if sums is None or not int(sums["count"]):
             return torch.zeros(0, dtype=torch.float64), 0.0
+        refuse_infinite(self.what, self.context.targets[index].name, sums["squares"])
         for other, asked, found in self._decomposed:
             if asked == centred and all(torch.equal(other[name], sums[name]) for name in ("count", "sum", "moment")):
                 return found  # query, key and value read one tensor, and several signals these eigenvalues
@@ -174,7 +182,7 @@ class Moments(Statistic):
 class InputMoments(Moments):
     """Moments of a target's inputs over all real positions; ``E[a a^T]`` is K-FAC's input factor."""
 
-    source = "inputs"
+    source, what = "inputs", "inputs"
 
     def vectors(self, seen: Observation) -> Tensor | None:
         """Return the inputs."""
@@ -188,7 +196,7 @@ class InputMoments(Moments):
 class OutputGradientMoments(Moments):
     """Moments of the gradients at a target's outputs over all real positions: K-FAC's output factor."""
 
-    source = "gradients"
+    source, what = "gradients", "output gradients"
 
     def vectors(self, seen: Observation) -> Tensor | None:
         """Return the output gradients."""

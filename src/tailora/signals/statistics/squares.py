@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import abc
 from collections.abc import Mapping
+from typing import ClassVar
 
 import torch
 from torch import Tensor
 
+from tailora.errors import ProfileError
 from tailora.signals.base import Context, Statistic
 from tailora.signals.observations import Observation, wide
 
@@ -20,6 +22,8 @@ class Squares(Statistic):
         super().__init__(context)
         # Sums stay on the vectors' device until the end: one synchronisation, not one a target a batch.
         self._sums: list[Tensor | None] = [None] * len(context.targets)
+
+    what: ClassVar[str]
 
     @abc.abstractmethod
     def vectors(self, seen: Observation) -> Tensor | None:
@@ -37,8 +41,14 @@ class Squares(Statistic):
         self._sums[index] = added if held is None else held.add_(added)
 
     def means(self) -> Tensor:
-        """Return the mean squared length per target, float64 ``[n_targets]`` on the host; 0 where nothing was seen."""
+        """Return the mean squared length per target, float64 ``[n_targets]`` on the host; 0 where nothing was seen.
+
+        Raises:
+            ProfileError: A vector was not finite.
+        """
         sums = self.state()["sums"]
+        for target, squares in zip(self.context.targets, sums[:, 0], strict=True):
+            refuse_infinite(self.what, target.name, squares)
         return sums[:, 0] / sums[:, 1].clamp(min=1)
 
     def state(self) -> dict[str, Tensor]:
@@ -54,7 +64,7 @@ class Squares(Statistic):
 class InputSquares(Squares):
     """Squared lengths of a target's inputs."""
 
-    source = "inputs"
+    source, what = "inputs", "inputs"
 
     def vectors(self, seen: Observation) -> Tensor | None:
         """Return the inputs."""
@@ -64,8 +74,26 @@ class InputSquares(Squares):
 class OutputGradientSquares(Squares):
     """Squared lengths of the gradients at a target's outputs."""
 
-    source = "gradients"
+    source, what = "gradients", "output gradients"
 
     def vectors(self, seen: Observation) -> Tensor | None:
         """Return the output gradients."""
         return seen.output_gradients
+
+
+def refuse_infinite(what: str, target: str, squares: Tensor) -> None:
+    """Refuse a sum of squares that is not finite.
+
+    Args:
+        what: What was summed.
+        target: Of which target.
+        squares: The sum, ``[]``.
+
+    Raises:
+        ProfileError: It is infinite or no number.
+    """
+    if not bool(torch.isfinite(squares)):
+        raise ProfileError(
+            f"the {what} of {target!r} are not finite in some calibration example; profile in float32, or look for "
+            "weights that are not finite"
+        )
