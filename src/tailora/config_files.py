@@ -94,8 +94,8 @@ def resolve_paths(values: dict[str, Any], folder: Path) -> dict[str, Any]:
                 reason = getattr(error, "strerror", None) or str(error)
                 raise ConfigError(f"{key}={value[:80]!r} cannot be used as a path: {reason}; correct it") from None
 
-    if isinstance(result.get("model"), str) and result["model"].startswith(_PACKAGE):
-        result["model"] = _inside_package(result["model"])
+    if isinstance(result.get("model"), str):
+        result["model"] = find_model(result["model"])
     resolve(result, "model")
     resolve(result, "output", always=True)
     if isinstance(result.get("recipe"), str) and is_recipe_file(result["recipe"]):
@@ -109,13 +109,30 @@ def resolve_paths(values: dict[str, Any], folder: Path) -> dict[str, Any]:
     return result
 
 
-def _inside_package(model: str) -> str:
-    """Return the folder that ``package:name/folder`` stands for."""
+def find_model(model: str) -> str:
+    """Return the folder that ``package:NAME/FOLDER`` stands for; another model stands for itself.
+
+    Args:
+        model: Hub id, folder, file, or ``package:`` with an installed Python package and what is inside it.
+
+    Returns:
+        The model; of a package an absolute path.
+
+    Raises:
+        ConfigError: There is no such package, or no such folder in it.
+    """
+    if not model.startswith(_PACKAGE):
+        return model
     name, _, inner = model.removeprefix(_PACKAGE).partition("/")
-    found = find_spec(name) if name.isidentifier() else None
-    for place in (found.submodule_search_locations or ()) if found else ():
-        if (folder := Path(place, inner)).is_dir():
-            return str(folder.resolve())
+    try:
+        found = find_spec(name) if name.isidentifier() else None
+    except (ImportError, ValueError):
+        found = None  # it is loaded and hides where from, as __main__ does
+    places = (found.submodule_search_locations or ()) if found else ()
+    for place in places:
+        if (path := Path(place, inner)).exists():
+            return str(path.resolve())
+    if places:
         raise ConfigError(f"model={model[:80]!r}: the package {name!r} has no folder {inner!r}; correct it")
     raise ConfigError(
         f"model={model[:80]!r}: there is no Python package {name!r} here; install it, or give a hub id or a folder"

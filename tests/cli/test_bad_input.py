@@ -167,12 +167,13 @@ def test_names_and_options_of_plan(command, files, line, sentence):
         ("recipes spektral", f"unknown recipe 'spektral'; did you mean 'spectral'? known: {RECIPES}"),
         (
             "report TMP",
-            "no run found in 'TMP' or 3 levels below it (a run folder holds config.json and status.json); run "
-            "'tailora train' first or give another folder",
+            "no run found in 'TMP' or 3 levels below it (a run folder holds config.json and status.json) and no "
+            "profile in it (profile.json); run 'tailora train' first or give another folder",
         ),
         (
             "report TMP/no",
-            "runs folder 'TMP/no' does not exist; give a run folder or a folder that holds some",
+            "folder 'TMP/no' does not exist; give a run folder, a folder that holds some, or, to tailora report, a "
+            "profile's folder (with profile.json)",
         ),
         ("watch TMP", "'TMP' holds no config.json; give the folder of one run, as 'tailora train' names it"),
         ("eval TMP", "'TMP' holds no adapter_config.json; give an adapter folder or a run folder"),
@@ -364,7 +365,8 @@ def test_a_profile_of_the_weights_alone_says_so(command, tmp_path):
         ("", "train TMP/f.yaml", "configuration 'TMP/f.yaml' is empty; it must be a mapping such as 'model: ...'"),
         (
             "x", "report TMP/f.yaml",
-            "'TMP/f.yaml' is a file; give the run folder it lies in or a folder that holds run folders",
+            "'TMP/f.yaml' is a file; give a run folder, a folder that holds some, or, to tailora report, a profile's "
+            "folder (with profile.json)",
         ),
         (
             "x", f"{PLAN} -o TMP/f.yaml/plan.json",

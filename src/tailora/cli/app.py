@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import sys
 import warnings
 from typing import Annotated, NoReturn
@@ -11,6 +12,9 @@ import typer
 from tailora._version import __version__
 from tailora.cli import adapters, laboratory, planning, profiling, reports, runs, showing, studying, watching
 from tailora.errors import TailoraError
+
+# They tell, at every import of a model's libraries, which fast paths this machine lacks; nobody has asked for these.
+_NOISY = ("torchao", "torch.utils._pytree", "bitsandbytes.backends.cpu.ops")
 
 app = typer.Typer(
     name="tailora",
@@ -42,6 +46,8 @@ def _options(
         # Libraries warn about their own next versions; what matters to the user comes as an error or a result.
         warnings.filterwarnings("ignore", category=FutureWarning)
         warnings.filterwarnings("ignore", category=DeprecationWarning)
+        for name in _NOISY:
+            logging.getLogger(name).setLevel(logging.ERROR)
 
 
 app.command("demo")(runs.demo)

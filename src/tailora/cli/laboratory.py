@@ -8,7 +8,7 @@ from typing import Annotated, Any
 import typer
 
 from tailora.cli.output import out, print_json, say
-from tailora.cli.showing import Json
+from tailora.cli.showing import Json, model_place
 from tailora.errors import UserError
 
 
@@ -26,7 +26,8 @@ def lab(
     steps: Annotated[int | None, typer.Option(help="Training steps; default 200, with --quick 60.")] = None,
     rates: Annotated[str | None, typer.Option(help="Learning rates that each is trained at.")] = None,
     architecture: Annotated[
-        str | None, typer.Option(help="Instead of the family's: llama, gpt2, bert, t5 or a model's folder.")
+        str | None,
+        typer.Option(help="Instead of the family's: llama, gpt2, bert, t5 or a model's folder.", callback=model_place),
     ] = None,
     workers: Annotated[int | None, typer.Option(help="Processes; as many as processors where left out.")] = None,
     quick: Annotated[bool, typer.Option("--quick", help="Few seeds, steps and learning rates.")] = False,

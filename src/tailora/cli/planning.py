@@ -9,14 +9,15 @@ import typer
 
 from tailora.cli.output import out, print_json, say
 from tailora.cli.profiling import tell_noise
-from tailora.cli.showing import Json, TrustCode
+from tailora.cli.showing import Json, TrustCode, model_place
 from tailora.errors import UserError
 
 
 def plan(
     profile: Annotated[Path | None, typer.Option("--profile", help="A saved profile.")] = None,
     model: Annotated[
-        str | None, typer.Option("--model", "-m", help="Instead: a model, for recipes without data.")
+        str | None,
+        typer.Option("--model", "-m", help="Instead: a model, for recipes without data.", callback=model_place),
     ] = None,
     recipe: Annotated[str, typer.Option("--recipe", "-r", help="Recipe name or YAML file.")] = "lora",
     budget: Annotated[str | None, typer.Option("--budget", "-b", help="r=8, 2.4M, 0.5%, 12MB or a number.")] = None,

@@ -8,8 +8,25 @@ import typer
 
 from tailora.cli.output import out, print_json
 
+
+def model_place(model: str | None) -> str | None:
+    """Return what a model on the command line stands for; a callback of typer.
+
+    Args:
+        model: What the user wrote, if anything; ``package:NAME/FOLDER`` is a folder inside an installed package.
+
+    Returns:
+        The same, or the folder inside the package.
+    """
+    from tailora.config_files import find_model
+
+    return None if model is None else find_model(model)
+
+
 Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
-Model = Annotated[str, typer.Argument(help="Hub id, model folder or config.json.")]
+Model = Annotated[
+    str, typer.Argument(help="Hub id, model folder, config.json or package:NAME/FOLDER.", callback=model_place)
+]
 TrustCode = Annotated[bool, typer.Option("--trust-remote-code", help="Allow code of the model's repository to run.")]
 
 

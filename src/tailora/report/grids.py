@@ -11,6 +11,7 @@ from tailora.report.records import finite
 
 # The first word of a role is its column's heading; order and short names are what a reader expects, left to right.
 _HEADINGS = {"attention": "attention", "cross": "cross-attention", "ffn": "feed-forward", "": "other"}
+_BRIEF = {"attention": "attn."}
 _ORDER = (
     "attention.query",
     "attention.key",
@@ -63,6 +64,12 @@ class Column:
         if "." not in self.key:
             return self.key
         return f"{self.heading} {self.label}"
+
+    @property
+    def brief(self) -> str:
+        """Name for a legend without room for the full one: ``attn. query``, ``cross query``, ``ffn up``."""
+        kind = self.key.partition(".")[0]
+        return f"{_BRIEF.get(kind, kind)} {self.label}" if "." in self.key else self.title
 
 
 @dataclass(frozen=True)

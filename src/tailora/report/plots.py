@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -14,6 +15,9 @@ if TYPE_CHECKING:
 
 WIDTH = 380
 HEIGHT = 236
+
+_MANY = 6
+_ROOM, _MANY_ROOM = 24, 20
 
 
 class Plot:
@@ -64,11 +68,30 @@ class Plot:
         return to_svg(self._figure, name, alt)
 
 
+def label_room(count: int) -> int:
+    """Return how many letters a legend shows of a label: with many labels, what leaves room for a second column.
+
+    Args:
+        count: Number of labels.
+
+    Returns:
+        The number of letters.
+    """
+    return _MANY_ROOM if count > _MANY else _ROOM
+
+
 def _legend_labels(labels: Sequence[str]) -> list[str]:
     """Shorten labels; many of them to what leaves room for a second column, as long as they stay apart."""
-    short = [clip_label(label, 18) for label in labels]
-    crowded = len(labels) > 6 and len(set(short)) == len(set(labels))
-    return short if crowded else [clip_label(label) for label in labels]
+    short = [_clip(label, label_room(len(labels))) for label in labels]
+    return short if len(set(short)) == len(set(labels)) else [_clip(label, _ROOM) for label in labels]
+
+
+def _clip(label: str, limit: int) -> str:
+    """Shorten a label's words; a number behind them, such as a layer's, tells labels apart and stays."""
+    words, _, number = label.rpartition(" ")
+    if words and number.isdigit() and len(number) + 2 < limit:
+        return f"{clip_label(words, limit - len(number) - 1)} {number}"
+    return clip_label(label, limit)
 
 
 def title_axis(axes: Axes, which: str, text: str) -> None:
@@ -118,3 +141,49 @@ def decades(axes: Axes) -> None:
     axes.yaxis.set_major_locator(LogLocator(numticks=8))
     axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: formats.number(value)))
     axes.yaxis.set_minor_formatter(NullFormatter())
+
+
+def both_signs(axes: Axes, top: float, decades: int) -> None:
+    """Make the y axis logarithmic on both sides of zero, and linear from a small fraction of the top to its negative.
+
+    Args:
+        axes: The axes.
+        top: The largest value, positive.
+        decades: How many powers of ten below the top the linear part begins.
+    """
+    from matplotlib.ticker import FuncFormatter, NullLocator, SymmetricalLogLocator
+
+    start = max(1e-300, 10.0 ** math.ceil(math.log10(top) - decades))
+    axes.set_yscale("symlog", linthresh=start, linscale=0.5)
+    axes.yaxis.set_major_locator(SymmetricalLogLocator(base=10, linthresh=start))
+    axes.yaxis.set_minor_locator(NullLocator())
+    axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: formats.number(value)))
+
+
+def log_counts(axes: Axes, last: int) -> None:
+    """Make the x axis logarithmic from 1 to a whole number.
+
+    Args:
+        axes: The axes.
+        last: The largest number.
+    """
+    from matplotlib.ticker import NullLocator
+
+    shown = round_counts(last)
+    axes.set_xscale("log")
+    axes.xaxis.set_minor_locator(NullLocator())
+    axes.set_xticks(shown, [formats.count(mark) for mark in shown])
+    axes.set_xlim(0.93, last * 1.07)
+
+
+def round_counts(last: int) -> list[int]:
+    """Return 1, 2, 5, 10, 20, ... up to a whole number.
+
+    Args:
+        last: The number.
+
+    Returns:
+        The round numbers, ascending.
+    """
+    marks = [mark * 10**power for power in range(len(str(last))) for mark in (1, 2, 5)]
+    return [mark for mark in marks if mark <= last]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from statistics import fmean
 from typing import Any
 
@@ -12,7 +12,17 @@ import numpy as np
 from tailora.report import formats
 from tailora.report.grids import Column, build_grid, role_of, row_of
 from tailora.report.heatmaps import SINGULAR, draw_grid, signal_heat_map
-from tailora.report.plots import Plot, decades, layer_axis, plain_numbers, title_axis
+from tailora.report.plots import (
+    Plot,
+    both_signs,
+    decades,
+    label_room,
+    layer_axis,
+    log_counts,
+    plain_numbers,
+    round_counts,
+    title_axis,
+)
 from tailora.report.style import BLUE, MUTED, ORANGE, clip_label, series_style
 
 SPREAD = 10.0
@@ -21,7 +31,11 @@ SPREAD = 10.0
 LINES = 8
 """Spectra per figure: as many as there are colours, dashes and marks."""
 
+LONG = 32
+"""Spectra with negative values and more components than this are drawn on logarithmic axes."""
+
 _DECADES = 6
+_SIGNED_DECADES = 2
 
 
 def is_logarithmic(values: Mapping[str, float]) -> bool:
@@ -129,7 +143,8 @@ def spectra(
 ) -> str | None:
     """Draw, for every role, the spectrum of the target with the most energy.
 
-    The axis is logarithmic; where one of the values shown is negative it is linear.
+    The axis of the values is logarithmic; where one of them is negative it is linear, or, with many components,
+    logarithmic on both sides of zero, and so is the axis of the components: what counts lies among the first few.
 
     Args:
         targets: Targets of a profile.
@@ -148,37 +163,60 @@ def spectra(
             continue
         role, energy = role_of(target), float((np.maximum(values, 0.0) ** 2).sum())
         if role not in best or energy > best[role][0]:
-            depth = target["depth"]
-            best[role] = (energy, role.title if depth is None else f"{role.title} {depth}", values)
+            best[role] = (energy, "" if target["depth"] is None else f" {target['depth']}", values)
     shown = sorted(sorted(best, key=lambda role: -best[role][0])[:LINES], key=lambda role: role.place)
     if not shown:
         return None
     styles = series_style([role.key for role in shown])
-    plot = Plot([best[role][1] for role in shown], left=62, bottom=46)
-    linear = any((best[role][2] < 0).any() for role in shown)
-    if linear:
-        plot.axes.yaxis.set_major_formatter(lambda value, _: formats.number(value))
+    drawn = {role.key: best[role][2] for role in shown}
+    # As the page's words, which are about the whole signal and not the few targets that are drawn.
+    signed, folded = any((values < 0).any() for values in rows.values()), is_folded(rows.values())
+    titles = [role.title + best[role][1] for role in shown]
+    fit = max(map(len, titles)) <= label_room(len(shown))
+    plot = Plot(titles if fit else [role.brief + best[role][1] for role in shown], left=72 if signed else 62, bottom=46)
+    if signed:
         plot.axes.axhline(0, color=MUTED, linewidth=1)
+        if folded:
+            both_signs(plot.axes, max(float(values.max()) for values in drawn.values()), _SIGNED_DECADES)
+        else:
+            plot.axes.yaxis.set_major_formatter(lambda value, _: formats.number(value))
     else:
         decades(plot.axes)
-    told = []
-    for role in shown:
-        _, title, values = best[role]
-        line = values if linear else np.where(values > 0, values, np.nan)
-        marks = max(1, len(line) // 8)
+    told, width = [], 1.1 if folded else 1.6
+    for role, title in zip(shown, titles, strict=True):
+        values = drawn[role.key]
+        line = values if signed else np.where(values > 0, values, np.nan)
+        # On a logarithmic axis marks a fixed number of components apart would pile up at its end.
+        marks = [mark - 1 for mark in round_counts(len(line))] if folded else max(1, len(line) // 8)
         plot.handles += plot.axes.plot(
-            range(1, len(line) + 1), line, linewidth=1.6, markersize=4, markevery=marks, **styles[role.key]
+            range(1, len(line) + 1), line, linewidth=width, markersize=4, markevery=marks, **styles[role.key]
         )
         told.append(f"{title} {_concentration(values, shares)}")
-    if not linear:
-        top, low = max(float(best[role][2].max()) for role in shown), plot.axes.get_ylim()[0]
+    if not signed:
+        top, low = max(float(values.max()) for values in drawn.values()), plot.axes.get_ylim()[0]
         plot.axes.set_ylim(max(low, top / 10**_DECADES), top * 1.6)
-    plot.axes.locator_params(axis="x", integer=True, nbins=8)
-    plot.axes.set_xlim(left=1)
-    falling = all((np.diff(best[role][2]) <= 0).all() for role in shown)
+    if folded:
+        log_counts(plot.axes, max(map(len, drawn.values())))
+    else:
+        plot.axes.locator_params(axis="x", integer=True, nbins=8)
+        plot.axes.set_xlim(left=1)
+    falling = all((np.diff(values) <= 0).all() for values in drawn.values())
     title_axis(plot.axes, "x", "component, largest first" if falling else "component")
     title_axis(plot.axes, "y", "share of the variance" if shares else "value")
     return plot.to_svg(name, f"Spectra of the {label}: {'; '.join(told)}.")
+
+
+def is_folded(rows: Iterable[np.ndarray]) -> bool:
+    """Tell whether spectra are drawn on axes that are logarithmic on both sides of zero.
+
+    Args:
+        rows: The values ``[k]`` of every target; zeros at the end are padding.
+
+    Returns:
+        Whether one of them is negative and one of the spectra has many components.
+    """
+    shown = [np.trim_zeros(values, "b") for values in rows]
+    return any((values < 0).any() for values in shown) and any(len(values) > LONG for values in shown)
 
 
 def _concentration(values: np.ndarray, shares: bool) -> str:

@@ -14,7 +14,14 @@ from tailora.report.heatmaps import SINGULAR
 from tailora.report.pages import card, check_figures_folder, column_width, page_path, render_page
 from tailora.report.profile_content import KEPT_ENERGY, SHARE, ProfileContent, SignalView, signals_csv
 from tailora.report.profile_curves import calibration_curve, dimension_by_depth
-from tailora.report.profile_figures import LINES, is_logarithmic, spectra, value_heat_map, values_by_depth
+from tailora.report.profile_figures import (
+    LINES,
+    is_folded,
+    is_logarithmic,
+    spectra,
+    value_heat_map,
+    values_by_depth,
+)
 from tailora.report.profile_measured import calibration_points, calibration_words, measured_rows
 from tailora.report.style import capturing
 
@@ -26,9 +33,12 @@ _SPECTRA = (
     "Of each role the target with the most energy, its layer behind the name; a line that falls fast needs few ranks. "
     f"At most {LINES} roles."
 )
+_FOLDED = (
+    "a scale that is logarithmic on both sides of zero and linear next to it, over a logarithmic count of components"
+)
 _SIGNED_SPECTRA = (
-    "Of each role the target with the most positive energy, its layer behind the name, on a linear scale; what lies "
-    f"near or below zero is noise. At most {LINES} roles."
+    "Of each role the target with the most positive energy, its layer behind the name, on {scale}; what lies "
+    "near or below zero is noise. At most {roles} roles."
 )
 _SHARES = (
     "Of each role the target whose variance is the most concentrated, its layer behind the name; a line that falls "
@@ -153,7 +163,9 @@ def _signal(content: ProfileContent, signal: SignalView, number: int) -> dict[st
         plots.append(card("Through the layers", _DEPTH, svg))
     shares = signal.reduction is SHARE
     if svg := spectra(targets, signal.spectra, name=f"{prefix}-spectra", label=signal.title, shares=shares):
-        told = _SHARES if shares else _SIGNED_SPECTRA if signal.reduction is KEPT_ENERGY else _SPECTRA
+        scale = _FOLDED if is_folded(signal.spectra.values()) else "a linear scale"
+        signed = _SIGNED_SPECTRA.format(scale=scale, roles=LINES)
+        told = _SHARES if shares else signed if signal.reduction is KEPT_ENERGY else _SPECTRA
         plots.append(card("Spectra", told, svg))
     return {"title": signal.title, "note": _note(signal), "maps": maps, "plots": plots}
 

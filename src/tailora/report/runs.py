@@ -19,6 +19,7 @@ MAX_DEPTH = 3
 """How many folders below the given path a run may lie."""
 
 _UNPRINTABLE = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\ud800-\udfff\ufffe\uffff]")
+_WANTED = "a run folder, a folder that holds some, or, to tailora report, a profile's folder (with profile.json)"
 _SIDE_FILES = ("plan.json", "scores.json", "history.jsonl", "predictions.jsonl", "timings.json", "counts.json")
 
 
@@ -37,20 +38,29 @@ def load_runs(path: str | Path) -> Runs:
     """
     root = Path(path)
     if not root.exists():
-        raise UserError(f"runs folder {str(root)!r} does not exist; give a run folder or a folder that holds some")
+        raise UserError(f"folder {str(root)!r} does not exist; give {_WANTED}")
     if not root.is_dir():
-        raise UserError(f"{str(root)!r} is a file; give the run folder it lies in or a folder that holds run folders")
+        raise UserError(f"{str(root)!r} is a file; give {_WANTED}")
     problems: list[Problem] = []
     folders = _find_folders(root, 0, problems)
     if not folders:
         raise UserError(
             f"no run found in {str(root)!r} or {MAX_DEPTH} levels below it (a run folder holds config.json and "
-            "status.json); run 'tailora train' first or give another folder"
+            f"status.json){_profile_hint(root)}; run 'tailora train' first or give another folder"
         )
     records = [record for folder in folders if (record := _load_one(folder, problems)) is not None]
     records = _without_copies(records, problems)
     records.sort(key=lambda run: (run.task, run.model, run.budget, run.recipe, run.seed, run.hash))
     return Runs(records, problems, root)
+
+
+def _profile_hint(root: Path) -> str:
+    """Say how a folder without runs stands as a profile, which ``tailora report`` shows as well."""
+    if (root / "profile.json").is_file():
+        return "; it holds a profile, which tailora report shows"
+    if (root / "profile.safetensors").is_file():
+        return "; it holds profile.safetensors without the profile.json that makes it a profile's folder"
+    return " and no profile in it (profile.json)"
 
 
 def _find_folders(folder: Path, depth: int, problems: list[Problem]) -> list[Path]:

@@ -66,11 +66,13 @@ class CausalLM(Task):
         return Splits(training, read_table(task.evaluation))
 
     def load(self, config: RunConfig, splits: Splits) -> LoadedModel:
-        """Load the language model; see ``Task.load``."""
+        """Load the language model, and refuse an encoder, which sees what it would predict; see ``Task.load``."""
         from transformers import AutoModelForCausalLM
 
+        from tailora.tasks.decoders import check_decoder
         from tailora.tasks.loading import load_model
 
+        check_decoder(config)
         return load_model(config, AutoModelForCausalLM)
 
     def encode(self, task: TaskConfig, splits: Splits, tokenizer: Any) -> tuple[Examples, Examples]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import logging
+import math
 from typing import TYPE_CHECKING, Any
 
 from tailora.config import RunConfig, TaskConfig
@@ -13,6 +15,11 @@ from tailora.tasks.texts import TextTask, encode_texts
 if TYPE_CHECKING:
     from tailora.evaluation import Evaluation
 
+_LOG = logging.getLogger("tailora.data")
+
+_MANY_NUMBERS = 50
+"""With more classes than this that are all numbers, they are probably scores."""
+
 
 class TextClassification(TextTask):
     """One class per text, or per pair of texts."""
@@ -22,7 +29,7 @@ class TextClassification(TextTask):
     metrics = ("f1", "matthews")
 
     def read(self, task: TaskConfig) -> Splits:
-        """Read the data and collect the classes of the training rows.
+        """Read the data and collect the classes of the training rows; warn where they look like scores.
 
         Args:
             task: The task's configuration.
@@ -35,6 +42,9 @@ class TextClassification(TextTask):
         """
         splits = super().read(task)
         labels = Labels.from_training(splits.train.column(task.label, "task.label"), task.train, task.label)
+        # Before the evaluation rows, whose scores are easily some that no training row has.
+        if notice := _score_notice(labels.names, splits.train.source, task.label):
+            _LOG.warning("%s", notice)
         labels.encode(splits.evaluation.column(task.label, "task.label"), splits.evaluation.source, task.label)
         return Splits(splits.train, splits.evaluation, labels)
 
@@ -70,3 +80,24 @@ class TextClassification(TextTask):
 
         order, batches = self.sorted_batches(tokenizer, examples, batch_size)
         return classify(model, batches, order=order, names=labels.names if labels else None, primary=self.primary)
+
+
+def _score_notice(names: tuple[str, ...], source: str, column: str | int) -> str:
+    """Return a sentence where classes look like scores: all are numbers, with fractions or very many; else nothing."""
+    numbers = [_number(name) for name in names]
+    if not all(math.isfinite(number) for number in numbers):
+        return ""
+    fraction = next((name for name, number in zip(names, numbers, strict=True) if not number.is_integer()), None)
+    if fraction is None and len(names) <= _MANY_NUMBERS:
+        return ""
+    return (
+        f"{source!r}, column {str(column)!r} holds {len(names):,} different numbers, such as {fraction or names[-1]}, "
+        "and text-classification makes a class of each; where they are scores, use the task kind regression"
+    )
+
+
+def _number(name: str) -> float:
+    try:
+        return float(name)
+    except ValueError:
+        return math.nan
