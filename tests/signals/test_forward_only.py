@@ -28,7 +28,7 @@ def watched(module: nn.Module, call: Any) -> Any:
     return module.register_forward_pre_hook(lambda _, args: call(args[0]))
 
 
-@pytest.mark.parametrize("name", ["llama", "gpt2", "bert", "t5", "vit", "albert"])
+@pytest.mark.parametrize("name", ["llama", "gpt2", "bert", "t5", "vit", "albert", "deberta"])
 def test_activations_are_those_of_a_pass_with_gradients(name: str) -> None:
     sizes = (4, 3, 1, 5)
     alone = tailora.profile(models.build(name, dtype=torch.float64), models.batches(name, sizes), ACTIVATIONS)

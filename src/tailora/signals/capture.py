@@ -198,10 +198,11 @@ def observe(calls: Sequence[Call], examples: int, *, gradients: bool = True) -> 
     if any(call.inputs._version != call.version for call in taken):
         raise InputsModified
     inputs = [call.inputs.reshape(examples, -1, call.inputs.shape[-1]) for call in taken]
-    if not gradients:
-        return Observation(_joined(inputs))
-    found = [call.output_gradient for call in reached if call.output_gradient is not None]
-    return Observation(_joined(inputs), _joined([g.reshape(examples, -1, g.shape[-1]) for g in found]))
+    flowing = [call.output_gradient for call in reached if gradients and call.output_gradient is not None]
+    found = [g.reshape(examples, -1, g.shape[-1]) for g in flowing]
+    seen = Observation(_joined(inputs), _joined(found) if found else None)
+    seen.lengths = tuple(part.shape[1] for part in inputs)
+    return seen
 
 
 def direct_parameters(model: nn.Module, targets: Sequence[Target]) -> dict[int, nn.Parameter]:

@@ -158,15 +158,14 @@ def halves_together(batch: dict[str, Any], size: int) -> tuple[dict[str, Any], l
     return taken, order, [numbers[row] for row in order]
 
 
-def real_positions(batch: Mapping[str, Any], target: Target, examples: int, length: int, calls: int) -> Tensor | None:
+def real_positions(batch: Mapping[str, Any], target: Target, examples: int, length: int) -> Tensor | None:
     """Return which positions of a target's input are tokens rather than padding.
 
     Args:
         batch: The batch.
         target: Whose input; decoders of encoder-decoder models have a mask of their own.
         examples: Number of examples; the rows that make one stand together.
-        length: Positions per example of the target's input, all calls together.
-        calls: How many calls are joined along the positions.
+        length: Positions per example of one call's input.
 
     Returns:
         bool ``[examples, length]``, or ``None`` where the batch has no mask of that length: every position then counts.
@@ -181,6 +180,6 @@ def real_positions(batch: Mapping[str, Any], target: Target, examples: int, leng
             mask = labels != -100
     else:
         mask = batch.get("attention_mask")
-    if not isinstance(mask, Tensor) or mask.ndim not in (2, 3) or mask.numel() * calls != examples * length:
+    if not isinstance(mask, Tensor) or mask.ndim not in (2, 3) or mask.numel() != examples * length:
         return None
-    return mask.bool().reshape(examples, -1).repeat(1, calls)
+    return mask.bool().reshape(examples, -1)

@@ -87,7 +87,7 @@ class GradientPass(Pass):
             seen = observe(self._as_before(index, calls, size), len(numbers))
             if seen is None:
                 return
-            self._describe(batch, index, seen, len(calls), numbers)
+            self._describe(batch, index, seen, numbers)
             keep = self._counted.cpu()
             if not bool(keep.any()):
                 return
@@ -206,7 +206,7 @@ class GradientPass(Pass):
         for index, calls in enumerate(self.recorder.calls):
             held = observe(calls, examples)
             if held is not None:
-                self._describe(batch, index, held, len(calls), numbers)
+                self._describe(batch, index, held, numbers)
             seen.append(held)
         for index, parameter in self.direct.items():
             if parameter.grad is not None:

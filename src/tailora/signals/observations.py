@@ -23,7 +23,10 @@ class Observation:
         weights: ``[n, experts, out, in]`` where the gradients were taken directly.
         halves: Which half of the data each example belongs to, 0 or 1, int64 ``[n]`` on the host.
         real: Which positions are tokens rather than padding, bool ``[n, t]``; ``None`` where all are.
+        lengths: Positions of each call of the layer, which stand one behind the other.
     """
+
+    lengths: tuple[int, ...] = ()
 
     def __init__(
         self,

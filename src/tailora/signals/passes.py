@@ -6,6 +6,7 @@ import contextlib
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+import torch
 from torch import Tensor, nn
 
 from tailora.errors import ProfileError
@@ -121,7 +122,7 @@ class Pass:
         def sink(index: int, calls: list[Call]) -> None:
             seen = observe(calls, size, gradients=False)
             if seen is not None:
-                self._describe(batch, index, seen, len(calls), numbers)
+                self._describe(batch, index, seen, numbers)
                 self._update(index, seen)
 
         if self.proved and size > 1:
@@ -166,14 +167,18 @@ class Pass:
             )
         return calls
 
-    def _describe(self, batch: dict[str, Any], index: int, seen: Observation, calls: int, numbers: list[int]) -> None:
-        """Say which half each example belongs to and which positions are padding."""
+    def _describe(self, batch: dict[str, Any], index: int, seen: Observation, numbers: list[int]) -> None:
+        """Say which half each example belongs to and which positions are padding, call by call."""
         seen.halves = halves_of(numbers[: len(seen)])
-        if seen.inputs is not None:
-            examples, length = seen.inputs.shape[:2]
-            seen.real = real_positions(batch, self.targets[index], examples, length, calls)
-            if seen.real is not None:
-                seen.real = seen.real.to(seen.inputs.device)
+        if seen.inputs is None:
+            return
+        examples, device = len(seen), seen.inputs.device
+        parts = [real_positions(batch, self.targets[index], examples, length) for length in seen.lengths]
+        if any(part is not None for part in parts):
+            whole = torch.ones(examples, max(seen.lengths), dtype=torch.bool, device=device)
+            masks = zip(parts, seen.lengths, strict=True)
+            found = [whole[:, :length] if part is None else part.to(device) for part, length in masks]
+            seen.real = found[0] if len(found) == 1 else torch.cat(found, dim=1)
 
     def _keep_states(self, batch: Mapping[str, Any], rows: Tensor | None) -> None:
         if self.states is not None:

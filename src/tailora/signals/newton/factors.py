@@ -119,7 +119,7 @@ class Moments:
                 a = wide(given).reshape(-1, given.shape[-1])
                 real = None
                 if len(a) % rows == 0:
-                    real = real_positions(batch, self.targets[index], rows, len(a) // rows, 1)
+                    real = real_positions(batch, self.targets[index], rows, len(a) // rows)
                 if real is not None:
                     a = a[real.reshape(-1).to(a.device)]
                 self.inputs[index].addmm_(a.T, a)
