@@ -156,25 +156,26 @@ class GradientPass(Pass):
         (losses if bool(finite.all()) else losses[finite]).sum().backward()
         if before is not None:
             self._looked = True
-            if self._look(batch, size):
+            if missing := self._look(batch, size):
+                # An in-place change of a view drops the hook on it: the loss may reach what it seems not to reach.
                 before.again()
-                return self._forward_backward(batch, size, numbers)
+                self.recorder.separate = True
+                taken = self._forward_backward(batch, size, numbers)
+                self.recorder.separate = self.recorder.missing() != missing
+                return taken
         return losses.detach(), counted
 
-    def _look(self, batch: dict[str, Any], size: int) -> bool:
-        """Look at what the first pass left, and tell whether it must be taken again, with outputs that are no views."""
+    def _look(self, batch: dict[str, Any], size: int) -> list[int]:
+        """Return targets that were called and got no gradient in the first pass; refuse those without a call."""
         missing, uncalled = self.recorder.missing(), self.recorder.uncalled()
-        if uncalled and size >= 1:
+        if uncalled:
             one = example_of(batch, 0, 1) if size > 1 and not callable(self.how.loss) else batch
+            rows = count_examples(for_model(one))
             with self._looking_away(), self.recorder.paused():
-                rows = count_examples(for_model(one))
                 refuse_dead(
                     self.model, self.targets, uncalled, lambda: self._losses(self.model(**for_model(one)), one, rows)
                 )
-        if missing:
-            # An in-place change of a view drops the hook on it: a loss that seemed not to reach a layer may yet do so.
-            self.recorder.separate = True
-        return bool(missing)
+        return missing
 
     def _outputs(self, batch: dict[str, Any]) -> Any:
         """Run the model, without labels once they are known to make nothing but a loss that is not used."""
