@@ -1,7 +1,8 @@
 """Autograd functions that hand per-example gradients to slots instead of forming a weight gradient.
 
 Layer and tap keep what they need with ``save_for_backward``, so that both forms of gradient checkpointing free and
-recompute it.  A zero that requires a gradient keeps the graph alive where nothing else does.
+recompute it.  A zero that requires a gradient keeps the graph alive where nothing else does.  No output is a view:
+models may change a layer's output in place, which autograd forbids for a view that a function returned.
 """
 
 from __future__ import annotations
@@ -53,15 +54,24 @@ def spark(like: Tensor) -> Tensor:
     return _spark(like.device)
 
 
+def _no_view(y: Tensor) -> Tensor:
+    """Return a tensor on the same memory that autograd takes for no view; nobody but the caller may hold ``y``."""
+    return y.data
+
+
 class LinearTap(torch.autograd.Function):
     """A linear layer, ``y = x W^T + b``, whose weight gets no gradient of its own."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, live: Tensor, take: Take) -> Tensor:
-        """Return the layer's output and keep its input."""
-        ctx.save_for_backward(x, weight)
-        ctx.take = take
-        return F.linear(x, weight, bias)
+    def forward(
+        ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, live: Tensor, take: Take, keeps: bool
+    ) -> Tensor:
+        """Return the layer's output; its input is only kept where ``keeps``, since a bias alone does not need it."""
+        ctx.save_for_backward(x if keeps else None, weight)
+        ctx.take, ctx.dtype = take, x.dtype
+        y = F.linear(x, weight, bias)
+        # With a bias and more than two axes it is a view of the product.
+        return _no_view(y) if y._is_view() else y
 
     @staticmethod
     @once_differentiable
@@ -69,11 +79,12 @@ class LinearTap(torch.autograd.Function):
         """Hand input and output gradient on, and return the gradient of the input."""
         x, weight = ctx.saved_tensors
         with without_autocast(gradient.device):
-            ctx.take(x, gradient)
+            # Without the input, the output's gradient tells the same of where the examples lie.
+            ctx.take(gradient if x is None else x, gradient)
             inner = None
             if ctx.needs_input_grad[0]:
-                inner = as_dtype(gradient @ as_dtype(weight, gradient.dtype), x.dtype)
-        return inner, None, None, None, None
+                inner = as_dtype(gradient @ as_dtype(weight, gradient.dtype), ctx.dtype)
+        return inner, None, None, None, None, None
 
 
 class TableTap(torch.autograd.Function):
@@ -97,14 +108,17 @@ class TableTap(torch.autograd.Function):
 
 
 class Tap(torch.autograd.Function):
-    """The identity, which hands on a saved tensor and the gradient that passes."""
+    """The identity, which hands on a saved tensor and the gradient that passes.
+
+    Its output takes the place of ``y``, which is to be just computed, used nowhere else and not needed by what made it.
+    """
 
     @staticmethod
     def forward(ctx: Any, y: Tensor, saved: Tensor, live: Tensor, take: Take) -> Tensor:
         """Return ``y`` unchanged."""
         ctx.save_for_backward(saved)
         ctx.take = take
-        return y.view_as(y)
+        return _no_view(y)
 
     @staticmethod
     @once_differentiable

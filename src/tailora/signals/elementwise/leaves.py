@@ -92,7 +92,8 @@ def _affine_leaf(name: str, module: nn.Module, slots: Slots, frame: Frame, *, tr
         # The parameter's name is the original's: callers may give it by keyword.
         def apply(x: Tensor) -> Tensor:
             matrix = layer.weight.t() if transposed else layer.weight
-            return LinearTap.apply(x, matrix, layer.bias, spark(x), take)  # type: ignore[no-any-return]
+            y = LinearTap.apply(x, matrix, layer.bias, spark(x), take, weight is not None)
+            return y  # type: ignore[no-any-return]
 
         def linear(input: Tensor) -> Tensor:
             return apply(input)

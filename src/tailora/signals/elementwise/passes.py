@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -104,31 +105,35 @@ class Passes:
             self.one_by_one, layouts = self.frame.problem, self.frame.layouts
             for slot in self.slots:
                 slot.expected = slot.uses
+            told = True
             if self.options.check and not self.one_by_one:
-                self.one_by_one = self._compare(batch, rows)
-            self._layouts = None if self.one_by_one else layouts
+                self.one_by_one, told = self._compare(batch, rows)
+            # Two examples without a gradient show nothing: the next batch is looked at again.
+            self._layouts = layouts if told and not self.one_by_one else None
         finally:
             self.frame.collecting = False
             for slot in self.slots:
                 slot.discard()
             self._set_mode()
 
-    def _compare(self, batch: Mapping[str, Any], rows: Sequence[int]) -> str:
-        """Return where the gradients of two examples depend on being in one batch; empty where they do not."""
+    def _compare(self, batch: Mapping[str, Any], rows: Sequence[int]) -> tuple[str, bool]:
+        """Return where two examples' gradients depend on being in one batch (or ""), and whether there are any."""
         held = [slot.held for slot in self.slots]
+        told = False
         self._gradients_for(self.slots)
         for place, row in enumerate(rows):
             alone = self._gradients_of_row(take_rows(batch, [row]), self.seen + row)
             together = [None if one is None else one[place] for one in held]
             scale = _scale(alone)
+            told = told or _tells(alone)
             for slot, one, other in zip(self.slots, together, alone, strict=True):
                 if one is not None and slot.swapped:
                     one = one.t()
                 if one is None and other is not None and bool((other != 0).any()):
-                    return f"{slot.name} has a gradient although its layer is never called"
+                    return f"{slot.name} has a gradient although its layer is never called", True
                 if not _agree(one, other, scale):
-                    return f"batched gradients of {slot.name} differ from those of single examples"
-        return ""
+                    return f"batched gradients of {slot.name} differ from those of single examples", True
+        return "", told
 
     def _whole(self, batch: Mapping[str, Any], size: int) -> bool:
         """Add a whole batch, or return false (with nothing added) where that would not be exact."""
@@ -172,7 +177,7 @@ class Passes:
         )
 
     def _trimmed(self, one: dict[str, Any], seed: int) -> dict[str, Any]:
-        """Cut one example's padding, once it is known that the model does not look at it."""
+        """Cut one example's padding, once an example with a gradient showed that the model does not look at it."""
         short = trim(one)
         if self._trims is False or all(short[key] is one[key] for key in one):
             return one
@@ -180,7 +185,8 @@ class Passes:
             self.model.eval()
             padded, bare = self._gradients_of_row(one, seed), self._gradients_of_row(short, seed)
             scale = _scale(padded)
-            self._trims = all(_agree(a, b, scale) for a, b in zip(padded, bare, strict=True))
+            if _tells([*padded, *bare]):
+                self._trims = all(_agree(a, b, scale) for a, b in zip(padded, bare, strict=True))
             self._set_mode()
         return short if self._trims else one
 
@@ -320,6 +326,12 @@ def _scale(gradients: Sequence[Tensor | None]) -> tuple[float, bool]:
     given = [one for one in gradients if one is not None]
     coarse = any(one.dtype in (torch.float16, torch.bfloat16) for one in given)
     return max((float(one.double().norm()) for one in given), default=0.0), coarse
+
+
+def _tells(gradients: Sequence[Tensor | None]) -> bool:
+    """Tell whether gradients can show a difference: all are finite, and not all are zero as without a label."""
+    norms = [float(one.double().norm()) for one in gradients if one is not None]
+    return any(norms) and all(map(math.isfinite, norms))
 
 
 def _agree(one: Tensor | None, other: Tensor | None, scale: tuple[float, bool]) -> bool:
