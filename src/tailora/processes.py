@@ -1,14 +1,18 @@
-"""Several processes that train together under ``accelerate launch``: the first one decides and writes.
+"""Several processes that train or measure together under ``accelerate launch``: the first one decides and writes.
 
-Every process measures nothing and writes nothing that the first one does, reads what it stored, and trains its share.
-With one process every function here does nothing.
+In a training every process measures nothing and writes nothing that the first one does, reads what it stored, and
+trains its share; in ``tailora profile`` every process measures its share.  With one process every function here does
+nothing.
 """
 
 from __future__ import annotations
 
+import time
+from collections.abc import Callable
 from typing import Any
 
 from tailora.config_files import world_size
+from tailora.errors import ProfileError
 
 
 def join(*, use_cpu: bool) -> None:
@@ -21,6 +25,14 @@ def join(*, use_cpu: bool) -> None:
         from accelerate import PartialState
 
         PartialState(cpu=use_cpu)
+
+
+def place() -> tuple[int, int]:
+    """Return this process's number, from 0, and how many there are."""
+    import os
+
+    processes = world_size()
+    return (0 if processes == 1 else int(os.environ.get("RANK", "0"))), processes
 
 
 def is_main() -> bool:
@@ -56,6 +68,55 @@ def from_main(value: Any) -> Any:
     return holder[0]
 
 
+def from_all(value: Any) -> list[Any]:
+    """Return every process's value in every process.
+
+    Args:
+        value: Something that pickles.
+
+    Returns:
+        The values by the number of their process.
+    """
+    if world_size() == 1:
+        return [value]
+    from torch import distributed
+
+    values: list[Any] = [None] * world_size()
+    distributed.all_gather_object(values, value)
+    return values
+
+
+def wait_for_all(asked: Callable[[], Any]) -> None:
+    """Wait until every process is here, or this one is asked to stop, which a barrier could not hear.
+
+    Args:
+        asked: Tells whether this process is asked to stop; it must then not wait for the others again.
+
+    Raises:
+        ProfileError: Another process ended before it was here.
+    """
+    if world_size() == 1:
+        return
+    import torch
+    from torch import distributed
+
+    here = torch.zeros(1, device="cuda" if distributed.get_backend() == "nccl" else "cpu")
+    work: Any = distributed.all_reduce(here, async_op=True)
+    while not (asked() or work.is_completed()):
+        time.sleep(0.02)
+    if asked():
+        return
+    try:
+        work.wait()
+    except RuntimeError:
+        # Whoever stops the others stops this process too, perhaps a moment later.
+        time.sleep(0.5)
+        if not asked():
+            raise ProfileError(
+                f"another of the {world_size()} processes ended before the profile was measured; see what it said"
+            ) from None
+
+
 def anywhere(flag: bool) -> bool:
     """Tell whether ``flag`` is set in any process; all of them must ask.
 
@@ -65,10 +126,4 @@ def anywhere(flag: bool) -> bool:
     Returns:
         Whether at least one is set.
     """
-    if world_size() == 1:
-        return flag
-    from torch import distributed
-
-    flags: list[Any] = [None] * world_size()
-    distributed.all_gather_object(flags, flag)
-    return any(flags)
+    return any(from_all(flag))

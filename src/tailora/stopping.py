@@ -1,4 +1,4 @@
-"""Ctrl-C and SIGTERM: training stops at the next step with a checkpoint, everything else stops at once."""
+"""Ctrl-C and SIGTERM: training and resumable profiles stop where they can go on, everything else stops at once."""
 
 from __future__ import annotations
 
@@ -34,9 +34,20 @@ class StopRequest:
         number: The signal that asked, 0 while none did.
     """
 
-    def __init__(self) -> None:
-        """Start without a request."""
+    def __init__(
+        self,
+        *,
+        notice: str = "stopping after this step with a checkpoint",
+        way_on: str = "run the same command again to continue",
+    ) -> None:
+        """Start without a request.
+
+        Args:
+            notice: What to say at once where the work goes on to a place to stop at; nothing where it is empty.
+            way_on: What the error says of going on.
+        """
         self.number = 0
+        self.notice, self.way_on = notice, way_on
         self._graceful = False
 
     @contextlib.contextmanager
@@ -48,20 +59,20 @@ class StopRequest:
         finally:
             self._graceful = False
 
-    def error(self, done: str = "") -> Interrupted:
+    def error(self, done: str = "", way_on: str | None = None) -> Interrupted:
         """Return what to raise.
 
         Args:
             done: How far the work came, such as ``"at step 17 of 24"``.
+            way_on: What to say of going on, instead of this object's ``way_on``.
 
         Returns:
             The error with its sentence.
         """
         number = self.number or signal.SIGINT
         by = _NAMES.get(signal.Signals(number), f"signal {number}")
-        return Interrupted(
-            f"stopped by {by}{f' {done}' if done else ''}; run the same command again to continue", number
-        )
+        way_on = self.way_on if way_on is None else way_on
+        return Interrupted(f"stopped by {by}{f' {done}' if done else ''}; {way_on}", number)
 
     @contextlib.contextmanager
     def listening(self) -> Iterator[StopRequest]:
@@ -79,8 +90,9 @@ class StopRequest:
             if not (first and self._graceful):
                 raise self.error()
             # os.write: a print could meet another print of this very thread half-way.
-            with contextlib.suppress(OSError):
-                os.write(2, b"tailora: stopping after this step with a checkpoint; once more stops at once\n")
+            if self.notice:
+                with contextlib.suppress(OSError):
+                    os.write(2, f"tailora: {self.notice}; once more stops at once\n".encode())
 
         before: dict[int, Callable[..., Any] | int | None] = {}
         try:

@@ -209,6 +209,19 @@ class Stop(Exception):
     pass
 
 
+def test_a_pass_that_was_stopped_at_its_very_end_is_the_whole_one(tmp_path):
+    model, batches, file = models.build("llama"), models.batches("llama"), tmp_path / "unfinished"
+    whole = tailora.profile(model, batches)
+
+    def stop(seen):
+        if seen == whole.meta["examples"]:
+            raise Stop
+
+    with pytest.raises(Stop):
+        tailora.profile(model, batches, resume=file, progress=stop)
+    assert tailora.profile(model, batches, resume=file).hash == whole.hash
+
+
 def test_an_interrupted_pass_goes_on_where_it_was(tmp_path, monkeypatch):
     monkeypatch.setattr(partial, "EVERY_SECONDS", 0.0)
     model = models.build("llama", dtype=torch.float64)

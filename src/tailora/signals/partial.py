@@ -82,6 +82,7 @@ class Partial:
         self.expected = meta["data"]
         self.run.examples, self.run.batches = int(meta["examples"]), int(meta["batches"])
         self.run.loss_sum, self.run.one_by_one = float(meta["loss_sum"]), meta["one_by_one"]
+        self.run.loss_name = meta["loss_name"]
         self.run.skipped = [text for text in meta["skipped"].split("\n") if text]
         self.run.reached = {int(index) for index in meta["reached"].split()}
 
@@ -123,6 +124,7 @@ class Partial:
             "examples": str(self.run.examples),
             "batches": str(self.run.batches),
             "loss_sum": repr(self.run.loss_sum),
+            "loss_name": self.run.loss_name,
             "one_by_one": self.run.one_by_one,
             "skipped": "\n".join(self.run.skipped),
             "reached": " ".join(map(str, sorted(self.run.reached))),

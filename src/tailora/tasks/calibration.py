@@ -5,11 +5,12 @@ from __future__ import annotations
 import contextlib
 import math
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from tailora import processes
 from tailora.artifacts import content_hash
 from tailora.config import RunConfig
 from tailora.config_files import fingerprint_path
@@ -18,6 +19,7 @@ from tailora.errors import UserError
 from tailora.evaluation.entities import marks_entities
 from tailora.locking import run_lock
 from tailora.tasks import TASKS, Examples, LoadedModel, Splits, Task
+from tailora.tasks.undivided import encode_undivided, undivided
 
 if TYPE_CHECKING:
     import torch
@@ -27,6 +29,9 @@ if TYPE_CHECKING:
     from tailora.profiles import Profile
     from tailora.progress import Progress
     from tailora.targets import Target
+
+Batch = dict[str, "torch.Tensor"]
+"""What the model is called with."""
 
 ALWAYS_MEASURED = ("fisher", "gradient_spectrum")
 """Signals that every run records, so that every report can show them."""
@@ -56,6 +61,7 @@ def prepare(
     base: LoadedModel | None = None,
     *,
     known: Callable[[Splits], LoadedModel | None] | None = None,
+    whole: bool = False,
 ) -> Prepared:
     """Read the data, load the model and tokenise.
 
@@ -63,6 +69,7 @@ def prepare(
         config: The run's configuration.
         base: The loaded base model; loaded when left out.
         known: Looks for the base model once the data is read, which says how many classes its head has.
+        whole: Whether all training data is for training and nothing evaluates; a stream stays as it is.
 
     Returns:
         What runs and profiles start from.
@@ -73,10 +80,13 @@ def prepare(
     task = TASKS[config.task.kind].bound(config.task)
     if config.training.validates:
         check_metric(config.training, known_scores(config))
-    splits = task.read(config.task)
+    whole = whole and not config.task.streaming
+    splits = task.read(undivided(config.task) if whole else config.task)
     if config.training.validates:
         check_metric(config.training, known_scores(config, splits.labels))
     base = base or (known(splits) if known else None) or task.load(config, splits)
+    if whole:
+        return Prepared(task, splits, base, encode_undivided(task, config.task, splits, base.tokenizer), [])
     return Prepared(task, splits, base, *task.encode(config.task, splits, base.tokenizer))
 
 
@@ -99,7 +109,14 @@ def known_scores(config: RunConfig, labels: Labels | None = None) -> tuple[str, 
 
 
 def measure_profile(
-    config: RunConfig, signals: Sequence[str] = ALWAYS_MEASURED, *, progress: Progress | None = None, **how: Any
+    config: RunConfig,
+    signals: Sequence[str] = ALWAYS_MEASURED,
+    *,
+    progress: Progress | None = None,
+    whole: bool = False,
+    share: bool = False,
+    around: Callable[[Iterable[Batch]], Iterable[Batch]] | None = None,
+    **how: Any,
 ) -> Profile:
     """Measure a profile of the targets in ``config.placement``, on training data only; nothing is cached.
 
@@ -109,11 +126,14 @@ def measure_profile(
     Args:
         config: Model, its quantisation, task, placement, calibration and what is held out of training.
         signals: What to measure.
-        progress: Called as ``progress("profile", examples done, examples)``.
+        progress: Called as ``progress("profile", examples done, examples)``, both of this process.
+        whole: Whether to draw from all training rows and hold nothing out for evaluation; not of a stream.
+        share: Whether the processes that a launcher started, and that joined, measure a share of the batches each.
+        around: Given this process's batches; what it yields is measured.
         **how: Further keyword arguments of ``tailora.profile``, such as ``labels``.
 
     Returns:
-        The profile.
+        The profile; with ``share`` that of all processes, in every one.
 
     Raises:
         UserError: The data, the model or a signal cannot be used.
@@ -123,8 +143,9 @@ def measure_profile(
     from tailora.targets import find_targets
 
     check_options(signals, **how)
-    prepared = prepare(config)
+    prepared = prepare(config, whole=whole)
     targets = select(find_targets(prepared.base.model), config.placement)
+    how |= {"share": share, "around": around}
     measured = _measure(config, prepared, list(targets), tuple(signals), progress, **how)
     return replace(measured, meta={**measured.meta, "placement": config.placement})
 
@@ -309,6 +330,9 @@ def _measure(
     targets: list[Target],
     names: tuple[str, ...],
     progress: Progress | None,
+    *,
+    share: bool = False,
+    around: Callable[[Iterable[Batch]], Iterable[Batch]] | None = None,
     **how: Any,
 ) -> Profile:
     from tailora.packed import count_weights
@@ -317,15 +341,36 @@ def _measure(
     # The new head is seeded by the calibration, not by the run: all seeds of a study start from one profile.
     model = prepared.base.fresh(config.calibration.seed).model.to(device_of(config))
     batches = calibration_batches(config, prepared)
-    total = sum(len(batch["labels"]) for batch in batches)
-    moved = ({name: tensor.to(device_of(config)) for name, tensor in batch.items()} for batch in batches)
+    # Otherwise the first process of a run measures for all of them, and there is nothing to add up.
+    rank, several = processes.place() if share else (0, 1)
+    mine, taken = batches[rank::several], 0
+    total = sum(len(batch["labels"]) for batch in mine)
+
+    def moved() -> Iterator[Batch]:
+        nonlocal taken
+        for batch in around(mine) if around else mine:
+            taken += 1
+            yield {name: tensor.to(device_of(config)) for name, tensor in batch.items()}
 
     def tell(done: int) -> None:
         if progress:
             progress("profile", done, total)
 
-    # The first process of a run measures for all of them, so there is nothing to add up.
-    how = {"all_processes": False, **how}
-    measured = profile(model, moved, names, targets=targets, progress=tell, **how)
+    measured = profile(model, moved(), names, targets=targets, progress=tell, **{"all_processes": share, **how})
     # Shares such as budget=0.5% are of the weights that there are, not of the bytes they are packed into.
-    return replace(measured, meta={**measured.meta, "model_params": count_weights(model)})
+    meta = {**measured.meta, "model_params": count_weights(model)}
+    if several > 1:
+        meta["data"] = _fingerprint(batches, processes.from_all(taken))
+    return replace(measured, meta=meta)
+
+
+def _fingerprint(batches: Sequence[Batch], taken: Sequence[int]) -> str:
+    """Return the fingerprint that one process would give to the batches that several took by turns."""
+    from tailora.fingerprints import DataFingerprint
+
+    data = DataFingerprint()
+    for number, batch in enumerate(batches):
+        turn, process = divmod(number, len(taken))
+        if turn < taken[process]:
+            data.update(batch)
+    return data.hexdigest()
