@@ -34,9 +34,14 @@ class Squares(Statistic):
         vectors = self.vectors(seen)
         if vectors is None:
             return
-        squares = torch.linalg.vector_norm(wide(vectors), dim=2).double().square()
-        real = torch.ones_like(squares) if seen.real is None else seen.real.double()
-        added = torch.stack([(squares * real).sum(), real.sum()])
+        vectors, real = wide(vectors), seen.real
+        # A look at the mask saves a pass over the positions; on a GPU it would wait for what is still under way.
+        if real is None or (vectors.device.type == "cpu" and bool(real.all())):
+            whole = torch.linalg.vector_norm(vectors).double().square()
+            added = torch.stack([whole, whole.new_tensor(vectors.shape[0] * vectors.shape[1])])
+        else:
+            squares = torch.linalg.vector_norm(vectors, dim=2).double().square()
+            added = torch.stack([(squares * real).sum(), real.sum().double()])
         held = self._sums[index]
         self._sums[index] = added if held is None else held.add_(added)
 
