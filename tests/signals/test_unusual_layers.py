@@ -16,8 +16,9 @@ from reference import signals_slow
 from tailora.errors import ProfileError
 from tailora.placement import select
 from tailora.signals.collect import Collecting, collect
+from tailora.signals.examples import real_positions
 from tailora.signals.fresh_factors import fresh_a
-from tailora.targets import find_targets
+from tailora.targets import Target, find_targets
 
 
 class Toy(nn.Module):
@@ -166,3 +167,21 @@ def test_a_callers_hook_that_changes_the_output_comes_after_ours() -> None:
     twin.second.register_forward_hook(lambda module, args, output: 3 * output)
     place = [target.name for target in found.targets].index("second")
     assert found.signals["fisher"][place] == pytest.approx(toy_fisher(twin)["second"], rel=1e-10)
+
+
+def test_cross_attention_in_one_matrix_reads_the_encoders_positions() -> None:
+    """GPT-2's ``crossattention.c_attn`` makes keys and values of the encoder's states."""
+    target = Target(
+        name="decoder.h.0.crossattention.c_attn",
+        shape=(32, 16),
+        kind="conv1d",
+        role="attention.qkv",
+        depth=0,
+        stack="decoder",
+        cross_attention=True,
+    )
+    encoder, decoder = torch.tensor([[1, 1, 0], [1, 1, 1]]), torch.tensor([[1, 0, 0], [1, 1, 0]])
+    batch = {"attention_mask": encoder, "decoder_attention_mask": decoder}
+    found = real_positions(batch, target, 2, 3)
+    assert found is not None
+    assert torch.equal(found, encoder.bool())
