@@ -88,13 +88,12 @@ class GradientPass(Pass):
             if seen is None:
                 return
             self._describe(batch, index, seen, numbers)
-            keep = self._counted.cpu()
-            if not bool(keep.any()):
+            if not bool(self._counted.any()):
                 return
-            if not bool(keep.all()):
-                seen = seen.rows(keep)
+            if not bool(self._counted.all()):
+                seen = seen.rows(self._counted)
             self._update(index, seen)
-            broken[index] = torch.zeros(len(keep), dtype=torch.bool).masked_scatter(keep, ~seen.finite().cpu())
+            broken[index] = ~seen.finite()
 
         self.recorder.sink = sink
         try:
@@ -106,7 +105,8 @@ class GradientPass(Pass):
             self.recorder.sink = None
         for index, flags in broken.items():
             if bool(flags.any()):
-                raise self._not_finite(index, flags)
+                every = torch.zeros(len(counted), dtype=torch.bool).masked_scatter(counted, flags.cpu())
+                raise self._not_finite(index, every)
         self._count(batch, losses, counted, [], numbers)
 
     def _rows(self, batch: dict[str, Any], size: int) -> None:
@@ -150,7 +150,8 @@ class GradientPass(Pass):
         if not losses.requires_grad:
             raise ProfileError("the loss reaches none of the targets; do the labels belong to this model?")
         self.recorder.backward = True
-        counted = self._counted = counted_examples(self.loss_name, batch, losses)
+        # On the host, once: what looks at it for every layer would wait for a GPU each time.
+        counted = self._counted = counted_examples(self.loss_name, batch, losses).cpu()
         # The sum, not the mean: examples do not touch each other, so the gradient that reaches row n is that of its
         # own loss.
         (losses if bool(finite.all()) else losses[finite]).sum().backward()
@@ -220,7 +221,7 @@ class GradientPass(Pass):
         self, batch: dict[str, Any], losses: Tensor, counted: Tensor, seen: Seen, numbers: list[int], *, offset: int = 0
     ) -> None:
         """Count examples and what was seen of them, once they are certain to be used."""
-        keep = counted.cpu()
+        keep = counted.clone()
         good = torch.isfinite(losses).cpu()
         for index, held in enumerate(seen):
             if held is None:

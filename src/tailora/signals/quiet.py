@@ -75,7 +75,7 @@ def undisturbed(model: nn.Module, direct: Mapping[int, nn.Parameter], mode: Mode
     required = {parameter: parameter.requires_grad for parameter in model.parameters()}
     # Parameters that are kept off their device are replaced by new ones whenever their module runs.
     named = {name: parameter.requires_grad for name, parameter in model.named_parameters() if parameter.is_meta}
-    gradients = {parameter: parameter.grad for parameter in model.parameters()}
+    gradients = {parameter: parameter.grad for parameter in direct.values()}
     buffers = [(buffer, buffer.detach().clone()) for buffer in model.buffers()] if mode == "train" else []
     # Models draw from the global generators, so it is those that must be put back.
     numpy_state, python_state = np.random.get_state(), random.getstate()  # noqa: NPY002
